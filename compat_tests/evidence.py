@@ -1,0 +1,127 @@
+"""Proof that a test used what it is meant to test: false passes are the worst defect of this harness.
+
+In every process that loads redirected upstream code (the test process, and children that unpickle test functions),
+the constructors of scaleout's class and of the stdlib class it replaces note each call in one file. A test counts as
+passed only if the file shows ours constructed for it and the stdlib's never. In a sabotaged run our constructor
+raises instead: what still passes then, proves nothing.
+
+This watches classes; it does not replace or wrap objects that tests see.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILE_VARIABLE = "SCALEOUT_COMPAT_EVIDENCE"
+SABOTAGE_VARIABLE = "SCALEOUT_COMPAT_SABOTAGE"
+
+
+class Sabotaged(Exception):
+    """Raised by the watched class in a sabotaged run."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Which class must be constructed, and which must not."""
+
+    ours: tuple[str, str]
+    theirs: tuple[str, str]
+    finished: str  # the method of ours whose return says that the object did its work
+
+
+POOL = Watch(ours=("scaleout.multiprocessing.pool", "Pool"), theirs=("multiprocessing.pool", "Pool"), finished="join")
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line of the evidence file."""
+
+    event: str  # "made", "finished" or "theirs"
+    pid: int
+    where: str
+
+
+def install(watch: Watch) -> None:
+    """Start noting in this process; does nothing outside a run of the harness, or when done before."""
+    if FILE_VARIABLE not in os.environ:
+        return
+    ours = _class(watch.ours)
+    theirs = _class(watch.theirs)
+    if ours is not theirs:
+        _wrap_constructor(ours, "made", only=None)
+        _wrap_finish(ours, watch.finished)
+    _wrap_constructor(theirs, "theirs", only=theirs)
+
+
+def _class(where: tuple[str, str]) -> type[Any]:
+    found: type[Any] = getattr(importlib.import_module(where[0]), where[1])
+    return found
+
+
+def _wrap_constructor(cls: type[Any], event: str, only: type[Any] | None) -> None:
+    original = cls.__dict__.get("__init__") or cls.__init__
+    if hasattr(original, "_noted_by_compat_tests"):
+        return
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if only is None or type(self) is only:
+            _note(event)
+            if event == "made" and os.environ.get(SABOTAGE_VARIABLE):
+                raise Sabotaged(f"{cls.__module__}.{cls.__qualname__} is sabotaged in this run")
+        original(self, *args, **kwargs)
+
+    __init__._noted_by_compat_tests = True  # type: ignore[attr-defined]
+    cls.__init__ = __init__
+
+
+def _wrap_finish(cls: type[Any], name: str) -> None:
+    original = getattr(cls, name)
+    if hasattr(original, "_noted_by_compat_tests"):
+        return
+
+    @functools.wraps(original)
+    def finish(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        _note("finished")
+        return result
+
+    finish._noted_by_compat_tests = True  # type: ignore[attr-defined]
+    setattr(cls, name, finish)
+
+
+def _note(event: str) -> None:
+    frames = [frame for frame in traceback.extract_stack(limit=8) if frame.filename != __file__]
+    where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-4:]))
+    line = json.dumps({"event": event, "pid": os.getpid(), "where": where}) + "\n"
+    fd = os.open(os.environ[FILE_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+class Reader:
+    """Reads the notes that were added since the last call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def new_notes(self) -> list[Note]:
+        """The notes of all processes since the last call, oldest first."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [Note(**json.loads(line)) for line in complete.splitlines()]

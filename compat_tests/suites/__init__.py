@@ -1,0 +1,6 @@
+"""One module per upstream suite; each defines ``SUITE``. To add a suite: write its module and name it here."""
+
+MODULES = (
+    "compat_tests.suites.multiprocessing_spawn",
+    "compat_tests.suites.multiprocessing_main",
+)

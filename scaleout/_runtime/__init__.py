@@ -1,0 +1,1 @@
+"""The distributed runtime under the shims; private."""

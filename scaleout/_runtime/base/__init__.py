@@ -1,0 +1,1 @@
+"""Identifiers, limits and settings."""

@@ -1,0 +1,28 @@
+"""Where this process stands: a driver, or a worker. Set once, by the worker at its start; read by sessions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class WorkerContext:
+    """What a session that is opened inside a worker may ask of it."""
+
+    __slots__ = ("depth", "in_bootstrap", "open_channel", "session_info", "worker_id")
+
+    def __init__(
+        self, worker_id: int, depth: int, open_channel: Callable[[], Any], session_info: dict[str, Any]
+    ) -> None:
+        self.worker_id = worker_id
+        self.depth = depth
+        self.open_channel = open_channel
+        self.session_info = session_info
+        self.in_bootstrap = False
+
+
+current: WorkerContext | None = None
+at_exit: list[Callable[[], None]] = []
+"""What a worker calls before it leaves: sessions that were opened in it."""

@@ -1,0 +1,68 @@
+"""Every bound of the runtime, with its reason. Sizes in bytes, times in seconds unless the name says otherwise."""
+
+from __future__ import annotations
+
+# -- what travels inside a frame ---------------------------------------------------------------
+INLINE_BYTES = 64 * 1024
+"""A payload up to this size travels inside its frame; a larger one goes to a segment and only its place travels."""
+
+FRAME_BYTES = 1 << 20
+"""A body larger than this from a local process is a bug of ours, not data: nothing legitimate comes near it."""
+
+RECEIVE_BYTES = 64 * 1024
+"""One receive: larger buffers cost more to allocate than the system calls they save (13 µs at 256 KiB, 1.3 at 64)."""
+
+CALLABLE_CACHE_ENTRIES = 512
+CALLABLE_CACHE_BYTES = 32 << 20
+"""Pickled callables an owner keeps for resending, beyond those in use: bounded in both, as lambdas may be endless."""
+
+# -- how much is in flight ----------------------------------------------------------------------
+PREFETCH_TASKS = 64
+"""Most tasks in flight per worker: deeper buys nothing, the system calls are amortised long before."""
+
+PREFETCH_BYTES = 1 << 20
+"""Most payload bytes in flight per worker, so that many of them cannot fill memory with queued frames."""
+
+PREFETCH_SECONDS = 0.005
+"""What is queued behind a running task should take about this long: more would be taken back too often."""
+
+TRUSTED_SAMPLES = 2
+"""Calls of a function that go unprefetched before its measured duration is believed."""
+
+STALL_SECONDS = 0.003
+"""A worker that finished nothing for this long gives back what is queued behind the running task."""
+
+REVOKE_SETTLE_SECONDS = 0.001
+"""Between storing `revoked_from` and loading `claimed`: far longer than a store takes to become visible."""
+
+FEED_TASKS = 4096
+"""Tasks of one lazy iterable that may wait undispatched; the feeder thread pauses above, so memory stays bounded."""
+
+EAGER_ITEMS = 20_000
+"""A sized sequence up to this long is submitted at once by the caller; a longer one gets a feeder thread."""
+
+# -- supervision --------------------------------------------------------------------------------
+TERMINATE_GRACE_SECONDS = 0.5
+"""From SIGTERM to SIGKILL in `terminate()`."""
+
+INTERRUPT_GRACE_SECONDS = 0.3
+"""From SIGINT to SIGKILL when Ctrl-C left a wait: the prompt must be back in under a second."""
+
+INITIALIZER_FAILURES = 3
+"""Consecutive workers lost in their initializer before the group is declared broken."""
+
+ZYGOTE_RESTARTS_PER_MINUTE = 5
+"""A zygote that dies more often than this is not bad luck; giving up is clearer than a fork storm."""
+
+NESTING_DEPTH = 5
+"""Pools inside pools: deeper is a runaway recursion."""
+
+# -- store --------------------------------------------------------------------------------------
+OBJECT_PAGES_BYTES = 128 * 1024
+"""Buffers of this size and more own whole pages and are mapped; smaller ones are copied out."""
+
+WARM_BYTES = 64 << 20
+"""Freed pages a writer keeps committed while it is in use: reusing them is ten times faster than new ones."""
+
+WARM_SECONDS = 2.0
+"""After this long without use the warm pages go back to the system too."""

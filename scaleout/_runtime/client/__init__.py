@@ -1,0 +1,1 @@
+"""Sessions, embedded and remote, behind one interface."""

@@ -1,0 +1,272 @@
+"""The embedded session: the node lives inside this process.
+
+Threads and workers exist while worker groups do. When the last group has ended, the threads end too, and the zygote is
+*parked*: it leaves by itself after a while, and the next group finds it warm until then.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from scaleout._runtime.base.settings import Settings
+from scaleout._runtime.core.dispatch import Group
+from scaleout._runtime.core.tasks import Profile, Task
+from scaleout._runtime.node.owner import Owner, WorkerGroup
+from scaleout._runtime.pickling.definitions import DefinitionBook
+from scaleout._runtime.pickling.encode import Encoder
+from scaleout._runtime.pickling.namespace import main_info
+from scaleout._runtime.process import identity
+from scaleout._runtime.process.initargs import PassedFds
+from scaleout._runtime.base import limits
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from scaleout._runtime.node.callables import CallableRecord
+    from scaleout._runtime.node.host import Host
+    from scaleout._runtime.node.peer import Peer
+    from scaleout._runtime.pickling.encode import Encoded
+
+
+class EmbeddedSession:
+    """One process's connection to the runtime inside it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pid = os.getpid()
+        self.book = DefinitionBook()
+        self.encoder = Encoder(self.book)
+        self.encode = self.encoder.encode
+        self._owner: Owner | None = None
+        self._parked: Host | None = None
+        self._lock = threading.RLock()
+        self._worker_ids = itertools.count(1)
+        self.is_closed = False
+
+    # -- groups ----------------------------------------------------------------------------------
+
+    def open_group(
+        self,
+        size: int,
+        *,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Iterable[Any] = (),
+        tasks_per_worker: int | None = None,
+        max_retries: int | None = None,
+    ) -> GroupHandle:
+        """Start `size` workers; returns at once, before they are up."""
+        settings = self.settings
+        core = Group(
+            size,
+            tasks_per_worker=tasks_per_worker,
+            max_retries=settings.max_retries if max_retries is None else max_retries,
+            cpus=settings.num_cpus,
+            prefetch_tasks=settings.prefetch,
+        )
+        hello = {"spill_dir": settings.spill_dir, "settings": {}}
+        with self._lock:
+            owner = self._need_owner()
+            owner.opening += 1
+        try:
+            greeting = None
+            if initializer is not None:
+                greeting = self._initializer_frames(owner, initializer, tuple(initargs))
+            group = WorkerGroup(core, greeting, hello)
+        except BaseException:
+            owner.post(owner.not_opening)
+            raise
+        owner.open_group(group)
+        return GroupHandle(self, owner, group, greeting)
+
+    def _initializer_frames(
+        self, owner: Owner, initializer: Callable[..., Any], initargs: tuple[Any, ...]
+    ) -> InitializerFrames:
+        passed = PassedFds()
+        try:
+            encoded = self.encoder.encode_for_spawn((initializer, initargs), passed)
+        except BaseException:
+            passed.close()
+            raise
+        return InitializerFrames(owner, encoded, passed)
+
+    def _need_owner(self) -> Owner:
+        if self._owner is None:
+            if self.is_closed:
+                raise RuntimeError("cannot start workers: the session is closed, the interpreter is shutting down")
+            host, self._parked = self._parked, None
+            if host is not None and not host.is_alive():
+                host.close()
+                host = None
+            owner = Owner(self.settings, self.encoder, self.book, self._hello, host, self._worker_ids)
+            owner.on_idle = partial(self._owner_idle, owner)
+            owner.start()
+            self._owner = owner
+        return self._owner
+
+    def _hello(self) -> dict[str, Any]:
+        return {**identity.owner_info(), "main": main_info()}
+
+    def _owner_idle(self, owner: Owner) -> bool:
+        """On the reactor thread: no group is left. True if the owner is to end; the zygote stays, parked."""
+        with self._lock:
+            if owner.opening or owner.groups:
+                return False
+            if self._owner is owner:
+                self._owner = None
+            if owner.host is not None:
+                if self.is_closed:
+                    owner.host.close()
+                else:
+                    owner.host.park(self.settings.idle_timeout_s)
+                    self._parked = owner.host
+            return True
+
+    def close(self) -> None:
+        """End everything of this session, whatever is under way."""
+        with self._lock:
+            self.is_closed = True
+            owner = self._owner
+        if owner is not None:
+            owner.post(owner.terminate_all)
+            owner.join()
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """End the parked zygote now, if there is one."""
+        with self._lock:
+            host, self._parked = self._parked, None
+        if host is not None:
+            host.close()
+
+    def forget(self) -> None:
+        """In a forked child: nothing here is ours any more. Close the fds that would keep the parent's peers alive."""
+        self.is_closed = True
+
+
+class InitializerFrames:
+    """Queues the frames that make one worker run the group's initializer."""
+
+    def __init__(self, owner: Owner, encoded: Encoded, passed: PassedFds) -> None:
+        self._owner = owner
+        self._needs = encoded.needs
+        self._passed = passed
+        self._stored: Any = None
+        if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
+            self._payload, self._stored = owner.store(encoded)
+        else:
+            self._payload = b"".join(encoded.chunks)
+
+    def __call__(self, peer: Peer) -> None:
+        parts: list[bytes] = []
+        peer._send_definitions(parts, self._needs, self._owner.callables, self._owner._lend)
+        peer._flush_parts(parts)
+        for fd in self._passed.fds:
+            peer.link.queue(frame(frames.LOOSE_FD), fd)
+        flag = 0
+        if self._stored is not None:
+            flag = frames.STORED
+            self._owner._lend(peer, self._stored)
+        peer.link.queue(frame(frames.INITIALIZE, self._payload, flag=flag))
+
+    def close(self) -> None:
+        self._passed.close()
+
+
+class GroupHandle:
+    """A worker group as a shim holds it; see `session` for the interface."""
+
+    def __init__(self, session: EmbeddedSession, owner: Owner, group: WorkerGroup, greeting: Any) -> None:
+        self._session = session
+        self._owner = owner
+        self._group = group
+        self._greeting = greeting
+        self._encode = session.encoder.encode
+        self._post = owner.reactor.post
+        self._pid = session.pid
+        self.put_callback = owner.callbacks.put
+
+    # -- tasks -----------------------------------------------------------------------------------
+
+    def prepare(self, function: Callable[..., Any]) -> CallableRecord:
+        """The function, pickled for one API call. Raises what pickling raises."""
+        return self._owner.callables.record_of(function)
+
+    def finished(self, record: CallableRecord) -> None:
+        self._owner.callables.release(record)
+
+    def submit(self, record: CallableRecord, how: int, value: Any, sink: Any, index: int, profile: Profile | None = None) -> None:
+        """Pickle `value` here and now, and queue the call; what goes wrong in pickling reaches the sink."""
+        try:
+            encoded = self._encode(value)
+            stored = None
+            if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
+                payload, stored = self._owner.store(encoded)
+                how |= frames.STORED
+            else:
+                chunks = encoded.chunks
+                payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        except Exception as error:
+            self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
+            return
+        self._post(
+            Task(self._group, record, how, payload, encoded.needs, stored, sink, index, profile or record.profile)
+        )
+
+    def batch(self, record: CallableRecord, how: int, sink: Any, profile: Profile | None) -> Callable[[int, Any], None]:
+        """`submit` with all but the index and the value fixed, for the calls of one map."""
+        submit = self.submit
+
+        def submit_next(index: int, value: Any) -> None:
+            submit(record, how, value, sink, index, profile)
+
+        return submit_next
+
+    def fail(self, sink: Any, index: int, error: BaseException) -> None:
+        """Deliver a failure that was found before anything could be submitted."""
+        self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Run on the runtime's thread, after everything submitted so far. Must be quick, and no user code."""
+        self._post(function)
+
+    def drop(self, sink: Any, interrupt: bool = True) -> None:
+        """Nobody wants the results of `sink` any more; what runs is interrupted, then killed."""
+        self._owner.drop(self._group, lambda task: task.sink is sink, interrupt)
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> list[Peer]:
+        """The workers at present; right after opening, waits until they have been asked for."""
+        self._group.is_opened.wait()
+        return list(self._group.peers)
+
+    @property
+    def size(self) -> int:
+        return self._group.core.size
+
+    def kill(self, peer: Peer, signum: int) -> None:
+        self._owner.kill(peer, signum)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """No more tasks; workers leave when all is done."""
+        self._owner.close_group(self._group)
+
+    def terminate(self) -> None:
+        """Stop the workers; results that are awaited become SESSION_CLOSED."""
+        self._owner.terminate_group(self._group)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until the workers are gone; True when they are."""
+        if not self._group.has_ended.wait(timeout_s):
+            return False
+        self._owner.join_if_over()
+        return True

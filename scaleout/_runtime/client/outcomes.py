@@ -1,0 +1,58 @@
+"""From what a sink is given to a value or a described failure."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from scaleout._runtime.node.stored import StoredResult
+from scaleout._runtime.wire import frames
+
+
+class Failure:
+    """Why a call gave no value.
+
+    `status` is the phase (see `wire.frames`), `error` the exception of the user's code or the unpickling error, None
+    if there is none, `traceback` the remote traceback's text, `error_repr` and `value_repr` what could be said
+    of an error or result that cannot travel, `facts` what the owner knows of a worker's death.
+    """
+
+    __slots__ = ("code", "error", "error_repr", "facts", "status", "traceback", "value_repr")
+
+    def __init__(self, status: int, error: BaseException | None = None) -> None:
+        self.status = status
+        self.error = error
+        self.traceback = ""
+        self.error_repr = ""
+        self.value_repr = ""
+        self.code: int | None = None
+        self.facts: Any = None
+
+
+def outcome(status: int, payload: Any) -> tuple[bool, Any]:
+    """(True, value) or (False, Failure). Unpickles, so it may run code of the user's: never on the reactor."""
+    if status == frames.OK:
+        try:
+            return True, payload.load() if type(payload) is StoredResult else pickle.loads(payload)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return False, Failure(frames.RESULT_NOT_UNPICKLED, error)
+    if isinstance(payload, BaseException):
+        return False, Failure(status, payload)
+    failure = Failure(status)
+    if isinstance(payload, dict):
+        failure.facts = payload
+    elif payload is not None and payload[0] == "refused":
+        failure.facts = payload
+    elif payload is not None:
+        pickled, failure.traceback, failure.error_repr, failure.value_repr, failure.code = payload
+        if pickled is not None:
+            try:
+                failure.error = pickle.loads(pickled)
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                failure.status = frames.RESULT_NOT_UNPICKLED
+                failure.error = error
+    return False, failure

@@ -1,0 +1,507 @@
+"""Which task goes to which worker of a group, what is taken back, what a death costs. Pure: facts in, effects out.
+
+A *lane* is one worker as the dispatcher sees it. A *group* is the set of lanes behind one Pool or executor, and
+its ready queue. Facts are methods in the past tense or nouns of what the user asked for; each returns nothing and
+leaves effects in `group.effects`, a list of tuples that the caller carries out in order:
+
+    ("send", lane, tasks)           hand these tasks to the worker, in this order
+    ("start", count)                start that many workers for the group
+    ("retire", lane)                tell the worker to exit after what it has
+    ("revoke", lane, sequence)      store revoked_from; report with revocation_settled() after the settling time
+    ("unrevoke", lane)              store "nothing revoked", then report lane_reopened()
+    ("interrupt", lane, tasks)      these tasks were running and are not wanted any more: stop them
+    ("failed", task, lane)          the task has used up its retries
+    ("broken",)                     the initializer keeps failing; pending tasks are in group.take_all()
+
+Invariants (checked by `validate`, which the tests call after every fact):
+- a task is in exactly one place: `ready`, `suspects`, or one lane's `inflight`;
+- sequences in `inflight` ascend, and the worker sees them in that order;
+- no lane holds more than its credit, or than what maxtasksperchild leaves it;
+- at most `size` lanes have anything in flight, so Pool(1) never runs two tasks at once, not even while a worker
+  that has served its time still runs its last task beside its replacement;
+- nothing is sent to a lane with a revocation under way (so one word is enough for the protocol).
+
+Rejected: a global queue that workers pull from (a round trip per task), and static assignment (uneven tasks).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.core import tasks as lifecycle
+from scaleout._runtime.core.tasks import FINISHED, Task, illegal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+STARTING = 0
+OPEN = 1
+RETIRING = 2
+DEAD = 3
+
+PREFETCH_US = limits.PREFETCH_SECONDS * 1e6
+
+
+class Lane:
+    """One worker of a group. `claimed` facts come from its control page through the caller."""
+
+    __slots__ = (
+        "bytes_inflight",
+        "finished",
+        "finished_at_tick",
+        "inflight",
+        "is_busy",
+        "is_listed",
+        "is_reopening",
+        "left",
+        "next_sequence",
+        "revoked_from",
+        "state",
+        "unreturned",
+        "worker",
+    )
+
+    def __init__(self, worker: Any, left: int | None) -> None:
+        self.worker = worker
+        self.state = STARTING
+        self.inflight: deque[Task] = deque()
+        self.bytes_inflight = 0
+        self.next_sequence = 1
+        self.left = left
+        self.finished = 0
+        self.finished_at_tick = -1
+        self.is_busy = False
+        self.is_listed = False
+        self.is_reopening = False
+        self.revoked_from = 0  # 0: no revocation under way
+        self.unreturned: set[int] = set()
+
+
+class Group:
+    """The dispatcher of one worker group: `size` lanes that share a ready queue."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        tasks_per_worker: int | None,
+        max_retries: int,
+        cpus: int,
+        prefetch_tasks: int = limits.PREFETCH_TASKS,
+        initializer_failures: int = limits.INITIALIZER_FAILURES,
+    ) -> None:
+        self.size = size
+        self.tasks_per_worker = tasks_per_worker
+        self.max_retries = max_retries
+        self.cpus = cpus
+        self.prefetch_tasks = prefetch_tasks
+        self.initializer_failures = initializer_failures
+        self.ready: deque[Task] = deque()
+        self.suspects: deque[Task] = deque()
+        self.lanes: list[Lane] = []
+        self.open_lanes: deque[Lane] = deque()
+        self.busy = 0  # lanes with something in flight
+        self.isolated: Lane | None = None  # the lane that runs a suspect, alone
+        self.failures_in_a_row = 0
+        self.is_broken = False
+        self.is_closing = False
+        self.effects: list[tuple[Any, ...]] = []
+        self.story: deque[tuple[object, ...]] = deque(maxlen=64)
+
+    # -- tasks -----------------------------------------------------------------------------------
+
+    def submitted(self, task: Task) -> None:
+        self.ready.append(task)
+
+    def finished(self, lane: Lane, sequence: int, duration_us: int) -> Task | None:
+        """The worker reported a result; returns its task, or None if it is not wanted any more."""
+        inflight = lane.inflight
+        if inflight and inflight[0].sequence == sequence:
+            task = inflight.popleft()
+        else:
+            found = self._find(lane, sequence)
+            if found is None:
+                lane.unreturned.discard(sequence)
+                self._revocation_progress(lane)
+                return None
+            task = found
+            inflight.remove(task)
+        lane.bytes_inflight -= task.size_bytes
+        lane.finished += 1
+        task.profile.add(duration_us)
+        if lane.revoked_from:
+            lane.unreturned.discard(sequence)
+            self._revocation_progress(lane)
+        self._lane_freed(lane)
+        if task.state == FINISHED:  # dropped while it ran
+            return None
+        task.state = lifecycle.ON_FINISH[task.state]
+        return task
+
+    def returned(self, lane: Lane, sequences: Iterable[int]) -> None:
+        """The worker skipped these, as they were revoked before it claimed them."""
+        back = []
+        for sequence in sequences:
+            lane.unreturned.discard(sequence)
+            task = self._find(lane, sequence)
+            if task is not None:
+                back.append(task)
+        self._take_back(lane, back)
+        self._revocation_progress(lane)
+        self._lane_freed(lane)
+
+    def undecodable(self, lane: Lane, sequence: int) -> Task | None:
+        """The worker lacks something to decode the task: it is ready again once the caller has seen to that."""
+        task = self._find(lane, sequence)
+        if task is not None:
+            self._take_back(lane, [task])
+            self.ready.remove(task)
+            lane.unreturned.discard(sequence)
+            self._revocation_progress(lane)
+            self._lane_freed(lane)
+        return task
+
+    def resubmitted(self, task: Task) -> None:
+        self.ready.appendleft(task)
+
+    def dropped(self, unwanted: Callable[[Task], bool]) -> list[Task]:
+        """Nobody wants these any more. What has not been claimed is gone at once; what runs is to be interrupted."""
+        gone: list[Task] = []
+        for queue in (self.ready, self.suspects):
+            kept = [task for task in queue if not unwanted(task)]
+            if len(kept) != len(queue):
+                gone.extend(task for task in queue if unwanted(task))
+                queue.clear()
+                queue.extend(kept)
+        for lane in self.lanes:
+            running = [task for task in lane.inflight if unwanted(task)]
+            if running:
+                gone.extend(running)
+                if not lane.revoked_from and len(lane.inflight) > 1:
+                    self._revoke(lane, lane.inflight[0].sequence + 1)
+                self.effects.append(("interrupt", lane, running))
+        for task in gone:
+            task.state = lifecycle.ON_DROP.get(task.state, FINISHED)
+        return gone
+
+    def take_all(self) -> list[Task]:
+        """Every task that is not finished: for a group that ends."""
+        left = [*self.ready, *self.suspects]
+        for lane in self.lanes:
+            left.extend(lane.inflight)
+            lane.inflight.clear()
+            lane.bytes_inflight = 0
+            lane.is_busy = False
+        self.ready.clear()
+        self.suspects.clear()
+        self.busy = 0
+        self.isolated = None
+        left = [task for task in left if task.state != FINISHED]
+        for task in left:
+            task.state = FINISHED
+        return left
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.ready or self.suspects or self.busy)
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def refill(self) -> None:
+        """Ask for as many workers as are missing."""
+        if self.is_closing or self.is_broken:
+            return
+        missing = self.size - sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN))
+        if missing > 0:
+            self.effects.append(("start", missing))
+
+    def worker_started(self, worker: Any) -> Lane:
+        lane = Lane(worker, self.tasks_per_worker)
+        self.lanes.append(lane)
+        return lane
+
+    def worker_ready(self, lane: Lane) -> None:
+        self.failures_in_a_row = 0
+        if lane.state == STARTING:
+            lane.state = OPEN
+            self._list(lane)
+
+    def worker_died(self, lane: Lane, claimed: int, is_charged: bool = True) -> None:
+        """The worker is gone and its stream was read to the end; `claimed` is the last word of its page."""
+        was = lane.state
+        lane.state = DEAD
+        self.story.append(("worker_died", lane.worker, claimed, len(lane.inflight)))
+        if lane in self.lanes:
+            self.lanes.remove(lane)
+        if lane.is_listed:
+            self.open_lanes.remove(lane)
+            lane.is_listed = False
+        held = list(lane.inflight)
+        if lane.is_busy:
+            lane.is_busy = False
+            self.busy -= 1
+        lane.inflight.clear()
+        lane.bytes_inflight = 0
+        lane.revoked_from = 0
+        if self.isolated is lane:
+            self.isolated = None
+        unstarted = []
+        for task in held:
+            if task.state == FINISHED:
+                continue
+            if task.sequence == claimed and is_charged:
+                self._charge(task, lane)
+            else:
+                task.state = lifecycle.ON_TAKE_BACK[task.state]
+                unstarted.append(task)
+        self.ready.extendleft(reversed(unstarted))
+        if was == STARTING:
+            self.initializer_failed()
+        self.refill()
+
+    def initializer_failed(self) -> None:
+        self.failures_in_a_row += 1
+        if self.failures_in_a_row >= self.initializer_failures and not self.is_broken:
+            self.is_broken = True
+            self.effects.append(("broken",))
+
+    def refused(self) -> None:
+        """A worker could not be started: the group goes on with those it has; without any, it is broken."""
+        self.size = max(0, min(self.size, sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN)) - 1))
+        if self.size == 0 and not self.is_broken:
+            self.is_broken = True
+            self.effects.append(("broken",))
+
+    def lane_reopened(self, lane: Lane) -> None:
+        """The caller has cleared the revocation word: the lane may be given tasks again."""
+        lane.is_reopening = False
+        lane.revoked_from = 0
+        self._lane_freed(lane)
+
+    def resized(self, size: int) -> None:
+        self.size = size
+        excess = sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN)) - size
+        for lane in sorted(self.lanes, key=lambda lane: len(lane.inflight)):
+            if excess <= 0:
+                break
+            if lane.state in (STARTING, OPEN):
+                self._retire(lane)
+                excess -= 1
+        self.refill()
+
+    def closing(self) -> None:
+        """No more tasks will come; workers leave once nothing is left to do."""
+        self.is_closing = True
+        self._retire_idle()
+
+    # -- revocation ------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Called every STALL_SECONDS while `needs_tick`: take back what is stuck behind a long task."""
+        has_idle = any(lane.state == OPEN and not lane.inflight for lane in self.lanes)
+        for lane in self.lanes:
+            queued = len(lane.inflight) - 1
+            if queued < 1 or lane.revoked_from:
+                continue
+            if lane.finished == lane.finished_at_tick:
+                self._revoke(lane, lane.inflight[0].sequence + 1)
+            elif has_idle and not self.ready:
+                keep = (queued + 1) // 2
+                self._revoke(lane, lane.inflight[keep].sequence)
+            lane.finished_at_tick = lane.finished
+
+    @property
+    def needs_tick(self) -> bool:
+        return any(len(lane.inflight) > 1 for lane in self.lanes)
+
+    def revocation_settled(self, lane: Lane, claimed: int) -> None:
+        """At least the settling time after "revoke": what the worker has not claimed is ours again."""
+        first = lane.revoked_from
+        if not first or lane.state == DEAD or claimed >= first:
+            return
+        self._take_back(lane, [task for task in lane.inflight if task.sequence >= first])
+        self._lane_freed(lane)
+
+    def _revoke(self, lane: Lane, first: int) -> None:
+        lane.revoked_from = first
+        lane.unreturned = {task.sequence for task in lane.inflight if task.sequence >= first}
+        if lane.is_listed:
+            self.open_lanes.remove(lane)
+            lane.is_listed = False
+        self.story.append(("revoke", lane.worker, first))
+        self.effects.append(("revoke", lane, first))
+
+    def _revocation_progress(self, lane: Lane) -> None:
+        if lane.revoked_from and not lane.unreturned and not lane.is_reopening:
+            lane.is_reopening = True
+            self.effects.append(("unrevoke", lane))
+
+    def _take_back(self, lane: Lane, back: list[Task]) -> None:
+        if not back:
+            return
+        for task in back:
+            lane.inflight.remove(task)
+            lane.bytes_inflight -= task.size_bytes
+            if lane.left is not None:
+                lane.left += 1
+            if task.state != FINISHED:
+                task.state = lifecycle.ON_TAKE_BACK[task.state]
+        self.ready.extendleft(task for task in reversed(back) if task.state != FINISHED)
+
+    # -- assignment ------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Give ready tasks to lanes with room."""
+        ready = self.ready
+        while ready and self.open_lanes and self.isolated is None:
+            lane = self.open_lanes[0]
+            held = len(lane.inflight)
+            if not held and self.busy >= self.size:
+                break
+            room = self._credit(lane, ready[0]) - held
+            if room <= 0:
+                self._unlist(lane)
+                continue
+            share = len(ready) // (len(self.open_lanes) or 1)
+            self._assign(lane, min(room, share or 1))
+        if self.suspects and not ready and not self.busy:
+            self._isolate()
+        if self.is_closing:
+            self._retire_idle()
+
+    def _credit(self, lane: Lane, task: Task) -> int:
+        if self.size > self.cpus:
+            return 1
+        profile = task.profile
+        if profile.samples < limits.TRUSTED_SAMPLES:
+            return 1
+        depth = int(PREFETCH_US / profile.slow_us) if profile.slow_us > 1.0 else self.prefetch_tasks
+        return max(1, min(depth, self.prefetch_tasks))
+
+    def _assign(self, lane: Lane, count: int) -> None:
+        ready = self.ready
+        batch: list[Task] = []
+        if not lane.is_busy:
+            lane.is_busy = True
+            self.busy += 1
+        if lane.left is not None:
+            count = min(count, lane.left)
+        sequence = lane.next_sequence
+        size = lane.bytes_inflight
+        while len(batch) < count and ready:
+            task = ready[0]
+            if size and size + task.size_bytes > limits.PREFETCH_BYTES:
+                break
+            ready.popleft()
+            size += task.size_bytes
+            task.state = lifecycle.ON_ASSIGN[task.state]
+            task.sequence = sequence
+            task.runner = lane
+            sequence += 1
+            batch.append(task)
+        lane.next_sequence = sequence
+        lane.bytes_inflight = size
+        lane.inflight.extend(batch)
+        self.effects.append(("send", lane, batch))
+        if lane.left is not None:
+            lane.left -= len(batch)
+            if lane.left <= 0:
+                self._retire(lane)
+                self.refill()
+                return
+        # Whoever got a full share waits; a lane with room left over goes to the back.
+        self._unlist(lane)
+        if len(lane.inflight) * 2 <= self._credit(lane, batch[0]) and size < limits.PREFETCH_BYTES:
+            self._list(lane)
+
+    def _isolate(self) -> None:
+        """A charged task runs alone: nothing is claimed behind it that its death could harm."""
+        for lane in self.open_lanes:
+            if not lane.inflight:
+                self.ready.append(self.suspects.popleft())
+                self.isolated = lane
+                self._unlist(lane)
+                self._assign(lane, 1)
+                return
+
+    def _charge(self, task: Task, lane: Lane) -> None:
+        task.attempts += 1
+        if task.attempts > self.max_retries:
+            task.state = lifecycle.ON_FINISH[task.state]
+            self.effects.append(("failed", task, lane))
+        else:
+            task.state = lifecycle.ON_CHARGE[task.state]
+            self.suspects.append(task)
+
+    def _lane_freed(self, lane: Lane) -> None:
+        """Something left the lane: it may take more, or leave."""
+        if not lane.inflight and lane.is_busy:
+            lane.is_busy = False
+            self.busy -= 1
+            if self.isolated is lane:
+                self.isolated = None
+        if lane.state != OPEN or lane.is_listed or lane.revoked_from:
+            return
+        held = len(lane.inflight)
+        if not held:
+            lane.is_listed = True
+            self.open_lanes.appendleft(lane)
+        elif self.isolated is not lane and held * 2 <= self._credit(lane, lane.inflight[-1]):
+            self._list(lane)
+
+    def _list(self, lane: Lane) -> None:
+        if not lane.is_listed and lane.state == OPEN and not lane.revoked_from:
+            lane.is_listed = True
+            if lane.inflight:
+                self.open_lanes.append(lane)
+            else:
+                self.open_lanes.appendleft(lane)
+
+    def _unlist(self, lane: Lane) -> None:
+        if lane.is_listed:
+            lane.is_listed = False
+            if self.open_lanes[0] is lane:
+                self.open_lanes.popleft()
+            else:
+                self.open_lanes.remove(lane)
+
+    def _retire(self, lane: Lane) -> None:
+        self._unlist(lane)
+        lane.state = RETIRING
+        self.effects.append(("retire", lane))
+
+    def _retire_idle(self) -> None:
+        if self.ready or self.suspects:
+            return
+        for lane in self.lanes:
+            if lane.state in (OPEN, STARTING) and not lane.inflight:
+                self._retire(lane)
+
+    def _find(self, lane: Lane, sequence: int) -> Task | None:
+        for task in lane.inflight:
+            if task.sequence == sequence:
+                return task
+        return None
+
+    # -- checking --------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raise if an invariant of this module does not hold. For tests: it walks everything."""
+        seen: set[int] = set()
+        places: list[Iterable[Task]] = [self.ready, self.suspects, *(lane.inflight for lane in self.lanes)]
+        for place in places:
+            for task in place:
+                if id(task) in seen:
+                    raise illegal(task, "be in two places", self.story)
+                seen.add(id(task))
+        busy = 0
+        for lane in self.lanes:
+            busy += bool(lane.inflight)
+            sequences = [task.sequence for task in lane.inflight]
+            assert sequences == sorted(sequences), sequences
+            assert lane.bytes_inflight == sum(task.size_bytes for task in lane.inflight)
+            assert not (lane.is_listed and (lane.revoked_from or lane.state != OPEN))
+        assert busy == self.busy <= max(self.size, busy if self.is_closing else 0), (busy, self.busy, self.size)
+        assert len(self.open_lanes) == sum(lane.is_listed for lane in self.lanes)

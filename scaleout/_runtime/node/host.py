@@ -1,0 +1,153 @@
+"""The owner's line to the zygote that hosts its workers: starting it, asking for forks and kills.
+
+In a driver the zygote is started here; in a worker that became an owner the line is a further channel to the zygote
+that already runs, so both speak the same few frames and nothing else differs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from scaleout._runtime.base import context, limits
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import frame
+from scaleout._runtime.wire.link import Link
+
+CHANNEL_FD = 3
+
+
+class Host:
+    """A channel to a zygote. `pid` is 0 where the zygote is not ours."""
+
+    def __init__(self, link: Link, pid: int) -> None:
+        self.link = link
+        self.pid = pid
+
+    @classmethod
+    def start(cls) -> Host:
+        """A zygote of our own, or in a worker a channel to the one it was forked from."""
+        if context.current is not None:
+            sock = context.current.open_channel()
+            sock.setblocking(False)
+            return cls(Link(sock), 0)
+        ours, theirs = socket.socketpair()
+        try:
+            pid = _spawn_zygote(theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        return cls(Link(ours), pid)
+
+    def fork(self, sockets: list[tuple[int, socket.socket]], max_processes: int) -> None:
+        """Ask for one worker per (worker id, its end of a socket pair); they look as this process looks now."""
+        self.link.queue(frame(frames.STATE, marshal.dumps(_present_state(max_processes))))
+        for number in (1, 2):
+            fd = _output_fd(number)
+            if fd >= 0:
+                self.link.queue(frame(frames.OUTPUT, number=number), fd)
+        for worker_id, sock in sockets:
+            self.link.queue(frame(frames.FORK, number=worker_id), sock.fileno())
+            sock.close()
+
+    def kill(self, worker_id: int, signum: int) -> None:
+        self.link.queue(frame(frames.KILL, aux=signum, number=worker_id))
+
+    def adopt(self, worker_id: int, fd: int) -> None:
+        """A worker of ours becomes an owner: the zygote gets its channel. Takes the fd."""
+        self.link.queue(frame(frames.ADOPT, number=worker_id), fd)
+        os.close(fd)
+
+    def park(self, idle_s: float) -> None:
+        """No work for now: the zygote leaves by itself after `idle_s`."""
+        self.link.queue(frame(frames.PARK, aux=int(idle_s * 1000)))
+        self.link.flush()
+
+    def is_alive(self) -> bool:
+        """Whether the zygote still listens: looks for the end of its stream without blocking."""
+        try:
+            return bool(self.link.sock.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Ends the zygote and all its workers, or in a worker all that this owner started."""
+        self.link.close()
+        if self.pid:
+            pid, self.pid = self.pid, 0
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass  # reaped by somebody else's waitpid(-1)
+
+
+def _present_state(max_processes: int) -> dict[str, Any]:
+    umask = os.umask(0)
+    os.umask(umask)
+    try:
+        cwd = os.getcwd()
+    except OSError:
+        cwd = os.sep
+    return {
+        "environ": dict(os.environb),
+        "cwd": cwd,
+        "umask": umask,
+        "path": [entry for entry in sys.path if isinstance(entry, str)],
+        "argv": [str(argument) for argument in sys.argv],
+        "max_processes": max_processes,
+        "max_depth": limits.NESTING_DEPTH - 1,
+    }
+
+
+def _output_fd(number: int) -> int:
+    try:
+        os.fstat(number)
+    except OSError:
+        return -1
+    return number
+
+
+def _spawn_zygote(channel_fd: int) -> int:
+    """Start the zygote with `channel_fd` as its fd 3; returns its pid.
+
+    Not `-m`: that would put the working directory first on the path. SIGINT is blocked from the first instruction on.
+    """
+    from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]
+
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    code = (
+        f"import sys; sys.path[:] = {path!r}\n"
+        "from scaleout._runtime.process.boot import main\n"
+        f"main({CHANNEL_FD}, {os.getpid()})"
+    )
+    arguments = [sys.executable, *_args_from_interpreter_flags(), "-c", code]
+    actions: list[Any] = []
+    null = os.open(os.devnull, os.O_RDWR)
+    source = fcntl.fcntl(channel_fd, fcntl.F_DUPFD_CLOEXEC, 10)  # clear of the places that are written below
+    try:
+        actions.append((os.POSIX_SPAWN_DUP2, null, 0))
+        for number in (1, 2):
+            if _output_fd(number) < 0:
+                actions.append((os.POSIX_SPAWN_DUP2, null, number))
+        actions.append((os.POSIX_SPAWN_DUP2, source, CHANNEL_FD))
+        return os.posix_spawn(
+            sys.executable,
+            arguments,
+            os.environ,
+            file_actions=actions,
+            setsigmask=[signal.SIGINT],
+            setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE],
+        )
+    finally:
+        os.close(null)
+        os.close(source)

@@ -1,0 +1,766 @@
+"""The owner: keeps the tasks that this process submitted, and drives the core for its worker groups.
+
+    submitting thread --post--> reactor --frames--> worker --frames--> reactor --deliver--> sink --> waiting thread
+
+One per session. Everything here runs on the reactor thread unless a method says "any thread". Decisions are
+`core.dispatch`'s; this module turns facts (frames, deaths, timers) into its calls and its effects into frames.
+
+A *sink* is where results go: an object with `deliver(index, status, payload)`, called on the reactor thread, which must
+be quick and must not run user code. `payload` is bytes for OK, `StoredResult` for OK of a large result, a tuple for failures
+that the worker described, and for failures that the owner found whatever the status says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import marshal
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.core.dispatch import Group
+from scaleout._runtime.core.ranges import RangeTable
+from scaleout._runtime.core.tasks import FINISHED, Task
+from scaleout._runtime.node.callables import CallableTable
+from scaleout._runtime.node.host import Host
+from scaleout._runtime.node.peer import Peer
+from scaleout._runtime.node.reactor import READABLE, Reactor
+from scaleout._runtime.node.stored import StoredResult
+from scaleout._runtime.wire import control_page, frames
+from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
+from scaleout._runtime.wire.link import Link
+from scaleout.errors import InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scaleout._runtime.base.settings import Settings
+    from scaleout._runtime.pickling.definitions import DefinitionBook
+    from scaleout._runtime.pickling.encode import Encoded, Encoder
+    from scaleout._runtime.store.exchange import Exchange
+
+unpack_header = HEADER.unpack_from
+RESULT = frames.RESULT
+
+
+class WorkerGroup:
+    """The workers behind one Pool: the core's dispatcher and the effects' addressees. See `session` for its interface."""
+
+    def __init__(self, core: Group, initializer: Any, hello: dict[str, Any]) -> None:
+        self.core = core
+        self.initializer = initializer  # makes the INITIALIZE frames of one worker, on the reactor thread
+        self.hello = hello
+        self.peers: list[Peer] = []
+        self.failure: Any = None  # the last initializer failure, as the worker described it
+        self.is_opened = threading.Event()
+        self.has_ended = threading.Event()
+        self.is_terminating = False
+        self.numbers = itertools.count(1)
+        self.on_workers_changed: Callable[[list[Peer]], None] = lambda peers: None
+
+
+class Owner:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: Encoder,
+        book: DefinitionBook,
+        hello: Callable[[], dict[str, Any]],
+        host: Host | None,
+        worker_ids: itertools.count[int],
+    ) -> None:
+        self.settings = settings
+        self.hello = hello
+        self.worker_ids = worker_ids
+        self.groups: list[WorkerGroup] = []
+        self.peers: dict[int, Peer] = {}
+        self.pages = control_page.ControlPages()
+        self.ranges = RangeTable()
+        self.callables = CallableTable(encoder, book, self.store)
+        self._exchange: Exchange | None = None
+        self._exchange_lock = threading.Lock()
+        self._dirty_links: dict[int, Link] = {}
+        self._blocked_links: set[int] = set()
+        self._released = False
+        self._result_ids = itertools.count(1)
+        self._unread: dict[int, tuple[Peer, list[tuple[int, ...]]]] = {}  # large results nobody has looked at yet
+        self._tick_armed = False
+        self._trim_armed = False
+        self._host_deaths: deque[float] = deque(maxlen=limits.ZYGOTE_RESTARTS_PER_MINUTE)
+        self.host: Host | None = host
+        self.opening = 0  # groups announced, not yet here
+        self.is_over = False
+        self.on_idle: Callable[[], bool] = lambda: False
+        self.reactor = Reactor("scaleout-reactor", self._serve, self._settle, self._at_end)
+        self.post = self.reactor.post
+        self.callbacks = CallbackThread()
+
+    # -- any thread ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.reactor.start()
+
+    def open_group(self, group: WorkerGroup) -> None:
+        self.post(partial(self._open_group, group))
+
+    def submit(self, task: Task) -> None:
+        self.post(task)
+
+    def store(self, encoded: Encoded) -> tuple[bytes, list[tuple[int, ...]]]:
+        """Copy what is large into segments of ours; returns (body that names the places, the extents it names)."""
+        exchange = self.exchange
+        extents: list[tuple[int, ...]] = []
+        body = exchange.store(encoded, self._allocate, extents)
+        return body, extents
+
+    def hold(self, extents: list[tuple[int, ...]]) -> None:
+        for extent in extents:
+            self.ranges.hold(extent)
+
+    def _allocate(self, size_bytes: int) -> tuple[int, int, int]:
+        """A range of our segments, held once. From the reactor thread directly, from others by asking it."""
+        if threading.get_ident() == self.reactor.thread.ident:
+            return self._allocate_here(size_bytes)
+        answer: list[Any] = []
+        done = threading.Lock()
+        done.acquire()
+        self.post(partial(self._answer_allocation, size_bytes, answer, done))
+        done.acquire()
+        if isinstance(answer[0], BaseException):
+            raise answer[0]
+        extent: tuple[int, int, int] = answer[0]
+        return extent
+
+    def release_extents(self, extents: list[tuple[int, ...]]) -> None:
+        """Any thread, finalizers included: uses taken by `store` are over."""
+        self.post(partial(self._drop_extents, extents))
+
+    def kill(self, peer: Peer, signum: int) -> None:
+        self.post(partial(self._kill, peer, signum))
+
+    def drop(self, group: WorkerGroup, unwanted: Callable[[Task], bool], interrupt: bool) -> None:
+        self.post(partial(self._drop, group, unwanted, interrupt))
+
+    def close_group(self, group: WorkerGroup) -> None:
+        self.post(partial(self._close_group, group))
+
+    def terminate_group(self, group: WorkerGroup) -> None:
+        self.post(partial(self._terminate_group, group))
+
+    @property
+    def exchange(self) -> Exchange:
+        if self._exchange is None:
+            from scaleout._runtime.store.exchange import Exchange
+
+            with self._exchange_lock:
+                if self._exchange is None:
+                    self._exchange = Exchange(
+                        announce=lambda *segment: None,
+                        allowance_bytes=lambda: self.settings.store_bytes,
+                        spill_dir=self.settings.spill_dir,
+                        on_released=self._notice_released,
+                    )
+        return self._exchange
+
+    def _notice_released(self) -> None:
+        self._released = True
+        if self.reactor.is_asleep:
+            self.reactor.wake()
+
+    # -- the turn of the reactor -----------------------------------------------------------------
+
+    def _serve(self, item: Any) -> None:
+        if type(item) is Task:
+            group = item.group
+            if group.is_terminating or group.core.is_broken:
+                self._fail_late(item)
+            else:
+                group.core.ready.append(item)
+        else:
+            item()
+
+    def _settle(self) -> None:
+        for group in self.groups:
+            core = group.core
+            if core.ready or core.suspects or core.is_closing:
+                core.pump()
+            if core.effects:
+                self._carry_out(group)
+            if core.needs_tick and not self._tick_armed:
+                self._tick_armed = True
+                self.reactor.call_later(limits.STALL_SECONDS, self._tick)
+        if self._released:
+            self._report_released()
+        if self.callables.forgotten:
+            self._forget_callables()
+        if self._dirty_links:
+            self._flush()
+
+    def _flush(self) -> None:
+        for fd, link in list(self._dirty_links.items()):
+            if link.flush():
+                if fd in self._blocked_links:
+                    self._blocked_links.discard(fd)
+                    if link.is_open:
+                        self.reactor.watch_writable(fd, False)
+            elif fd not in self._blocked_links:
+                self._blocked_links.add(fd)
+                self.reactor.watch_writable(fd, True)
+        self._dirty_links.clear()
+
+    def _dirty(self, link: Link) -> None:
+        if link.is_open:
+            self._dirty_links[link.fileno()] = link
+
+    def _tick(self) -> None:
+        self._tick_armed = False
+        for group in self.groups:
+            group.core.tick()
+
+    def _carry_out(self, group: WorkerGroup) -> None:
+        core = group.core
+        while core.effects:
+            effects, core.effects = core.effects, []
+            for effect in effects:
+                name = effect[0]
+                if name == "send":
+                    peer = effect[1].worker
+                    peer.send(effect[2], core.isolated is effect[1], self.callables, self._lend)
+                    self._dirty(peer.link)
+                else:
+                    getattr(self, "_do_" + name)(group, *effect[1:])
+            if core.ready or core.suspects:
+                core.pump()
+
+    # -- effects ---------------------------------------------------------------------------------
+
+    def _do_start(self, group: WorkerGroup, count: int) -> None:
+        host = self._need_host()
+        sockets = []
+        for _ in range(count):
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            file, page, words = self.pages.take()
+            peer = Peer(next(self.worker_ids), next(group.numbers), Link(ours), (file, page), words)
+            words[control_page.ALLOWANCE_BYTES] = self.settings.store_bytes
+            peer.group = group
+            peer.lane = group.core.worker_started(peer)
+            self.peers[peer.worker_id] = peer
+            group.peers.append(peer)
+            sockets.append((peer.worker_id, theirs))
+            self.reactor.watch(ours.fileno(), partial(self._on_link, peer))
+            self._greet(group, peer)
+        host.fork(sockets, self.settings.max_processes)
+        self._dirty(host.link)
+        group.on_workers_changed(group.peers)
+
+    def _greet(self, group: WorkerGroup, peer: Peer) -> None:
+        info = {**group.hello, **self.hello(), "page": peer.page[1], "number": peer.number}
+        peer.link.queue(frame(frames.HELLO, marshal.dumps(info)), peer.page[0])
+        if group.initializer is None:
+            peer.link.queue(frame(frames.INITIALIZE))
+        else:
+            group.initializer(peer)
+        self._dirty(peer.link)
+
+    def _do_retire(self, group: WorkerGroup, lane: Any) -> None:
+        lane.worker.link.queue(frame(frames.EXIT))
+        self._dirty(lane.worker.link)
+
+    def _do_revoke(self, group: WorkerGroup, lane: Any, sequence: int) -> None:
+        lane.worker.words[control_page.REVOKED_FROM] = sequence
+        self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._revocation_settled, group, lane))
+
+    def _revocation_settled(self, group: WorkerGroup, lane: Any) -> None:
+        group.core.revocation_settled(lane, lane.worker.words[control_page.CLAIMED])
+
+    def _do_unrevoke(self, group: WorkerGroup, lane: Any) -> None:
+        lane.worker.words[control_page.REVOKED_FROM] = control_page.NOTHING_REVOKED
+        group.core.lane_reopened(lane)
+
+    def _do_interrupt(self, group: WorkerGroup, lane: Any, tasks: list[Task]) -> None:
+        """What runs there is not wanted: SIGINT if it is indeed running, SIGKILL if that does not help."""
+        peer: Peer = lane.worker
+        sequences = {task.sequence for task in tasks}
+        if peer.words[control_page.CLAIMED] in sequences:
+            self._kill(peer, signal.SIGINT)
+            self.reactor.call_later(
+                limits.INTERRUPT_GRACE_SECONDS, partial(self._kill_if_still, peer, frozenset(sequences))
+            )
+
+    def _kill_if_still(self, peer: Peer, sequences: frozenset[int]) -> None:
+        held = {task.sequence for task in peer.lane.inflight}
+        if peer.exit_status is None and peer.words[control_page.CLAIMED] in sequences & held:
+            self._kill(peer, signal.SIGKILL)
+
+    def _do_failed(self, group: WorkerGroup, task: Task, lane: Any) -> None:
+        peer: Peer = lane.worker
+        index = peer.words[control_page.ITEM_INDEX]
+        facts = {
+            "attempts": task.attempts,
+            "exitcode": peer.exitcode,
+            "item_index": None if index == control_page.NO_ITEM else index,
+            "pid": peer.pid,
+        }
+        self._finish(task, frames.WORKER_DIED, facts)
+
+    def _do_broken(self, group: WorkerGroup) -> None:
+        for task in group.core.take_all():
+            self._finish(task, frames.GROUP_BROKEN, group.failure)
+        for peer in group.peers:
+            self._kill(peer, signal.SIGTERM)
+
+    def _finish(self, task: Task, status: int, payload: Any) -> None:
+        """The task has ended: its sink is told, what it held is let go."""
+        if task.stored is not None:
+            self._drop_extents(task.stored)
+        task.sink.deliver(task.index, status, payload)
+
+    def _fail_late(self, task: Task) -> None:
+        task.state = FINISHED
+        if task.group.core.is_broken:
+            self._finish(task, frames.GROUP_BROKEN, task.group.failure)
+        else:
+            self._finish(task, frames.SESSION_CLOSED, None)
+
+    # -- facts from workers ----------------------------------------------------------------------
+
+    def _on_link(self, peer: Peer, events: int) -> None:
+        link = peer.link
+        if events & ~READABLE:
+            self._dirty(link)
+        try:
+            data = link.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._stream_over(peer)
+            return
+        self._on_data(peer, data)
+
+    def _on_data(self, peer: Peer, data: bytes) -> None:
+        lane = peer.lane
+        core = peer.group.core
+        position, end = 0, len(data)
+        while end - position >= HEADER_BYTES:
+            length, kind, flag, aux, number = unpack_header(data, position)
+            start = position + HEADER_BYTES
+            following = start + length
+            if following > end:
+                if length > limits.FRAME_BYTES:
+                    raise InternalError(f"worker {peer.worker_id} sent a frame of {length} bytes")
+                break
+            position = following
+            if kind == RESULT:
+                task = core.finished(lane, number, aux)
+                if task is not None:
+                    payload: Any = data[start:following]
+                    if flag:
+                        if flag & frames.STORED:
+                            payload = self._stored_result(peer, payload)
+                        else:
+                            payload = marshal.loads(payload)
+                    if task.stored is not None:
+                        self._drop_extents(task.stored)
+                    task.sink.deliver(task.index, flag & 0x7F, payload)
+                elif flag & frames.STORED:
+                    self._stored_result(peer, data[start:following])  # dropped at once, and so given back
+            else:
+                self._on_frame(peer, kind, flag, aux, number, data[start:following])
+        if position < end:
+            peer.link.leftover(data, position)
+
+    def _on_frame(self, peer: Peer, kind: int, flag: int, aux: int, number: int, body: bytes) -> None:
+        core = peer.group.core
+        if kind == frames.READY:
+            core.worker_ready(peer.lane)
+        elif kind == frames.RETURNED:
+            core.returned(peer.lane, marshal.loads(body))
+        elif kind == frames.RELEASED:
+            freed = [e for e in marshal.loads(body) if self.ranges.returned(peer, e)]
+            self._free(freed)
+        elif kind == frames.SEGMENT:
+            self.exchange.add(number, peer.link.fds.popleft(), *marshal.loads(body))
+            peer.segments.add(number)
+        elif kind == frames.NEED:
+            self._on_need(peer, number, *marshal.loads(body))
+        elif kind == frames.INITIALIZER_FAILED:
+            peer.group.failure = marshal.loads(body)
+        elif kind == frames.CHANNEL:
+            host = self._need_host()
+            host.adopt(peer.worker_id, peer.link.fds.popleft())
+            self._dirty(host.link)
+        else:
+            raise InternalError(f"worker {peer.worker_id} sent a frame of unknown kind {kind}")
+
+    def _stored_result(self, peer: Peer, body: bytes) -> StoredResult:
+        result_id = next(self._result_ids)
+        result = StoredResult(result_id, self.exchange, body, self._result_settled)
+        self._unread[result_id] = (peer, result.extents)
+        return result
+
+    def _on_need(self, peer: Peer, sequence: int, module: str, name: str, described: str) -> None:
+        """The worker cannot import what a payload names: ship it by value, once; the user's pickling runs elsewhere."""
+        task = peer.group.core.undecodable(peer.lane, sequence)
+        if task is None:
+            return
+        book = self.callables.book
+        self.callbacks.put(partial(self._ship_by_value, task, book, module, name, described))
+
+    def _ship_by_value(self, task: Task, book: Any, module: str, name: str, described: str) -> None:
+        """On the callback thread."""
+        try:
+            book.add_by_value_module(module)
+            needs = tuple(book.require(module, name))
+        except BaseException:
+            needs = ()
+        if not needs or set(needs) <= set(task.needs):
+            answer = (None, described, described.strip().rpartition("\n")[2], "", None)
+            self.post(partial(self._finish_undecodable, task, answer))
+            return
+        task.needs = tuple(dict.fromkeys((*task.needs, *needs)))
+        self.post(partial(task.group.core.resubmitted, task))  # type: ignore[attr-defined]
+
+    def _finish_undecodable(self, task: Task, answer: Any) -> None:
+        task.state = FINISHED
+        self._finish(task, frames.ARGUMENT_NOT_UNPICKLED, answer)
+
+    def _stream_over(self, peer: Peer) -> None:
+        if not peer.is_stream_over:
+            peer.is_stream_over = True
+            self.reactor.forget(peer.link.fileno())
+            if peer.exit_status is None:
+                self._kill(peer, signal.SIGTERM)  # it closed its link: it is leaving, or has lost its mind
+            else:
+                self._gone(peer)
+
+    def _gone(self, peer: Peer) -> None:
+        """Dead, and read to the end."""
+        group = peer.group
+        while not peer.is_stream_over:  # a grandchild may hold the other end open: take what is there, then stop
+            try:
+                data = peer.link.receive()
+            except OSError:
+                data = b""
+            if data:
+                self._on_data(peer, data)
+            else:
+                peer.is_stream_over = True
+                self.reactor.forget(peer.link.fileno())
+        self._dirty_links.pop(peer.link.fileno(), None)
+        self._blocked_links.discard(peer.link.fileno())
+        peer.link.close()
+        del self.peers[peer.worker_id]
+        group.peers.remove(peer)
+        is_charged = peer.exit_status is not None and peer.exit_status >= 0
+        group.core.worker_died(peer.lane, peer.words[control_page.CLAIMED], is_charged)
+        if group.core.effects:
+            self._carry_out(group)
+        peer.words.release()
+        self.pages.give_back(*peer.page)
+        self._free(self.ranges.reader_died(peer))
+        if peer.exit_status is None:
+            peer.exit_status = -1
+        peer.has_exited.set()
+        if peer.segments:
+            self._writer_died(peer.segments)
+        group.on_workers_changed(group.peers)
+        self._end_if_over(group)
+
+    # -- facts from the zygote -------------------------------------------------------------------
+
+    def _need_host(self) -> Host:
+        if self.host is None:
+            self.host = Host.start()
+        if self.host.link.fileno() not in self.reactor._handlers:
+            self.reactor.watch(self.host.link.fileno(), self._on_host)
+        return self.host
+
+    def _on_host(self, events: int) -> None:
+        host = self.host
+        assert host is not None
+        if events & ~READABLE:
+            self._dirty(host.link)
+        try:
+            data = host.link.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._host_died()
+            return
+        for kind, _, aux, number, body in host.link.frames(data):
+            peer = self.peers.get(number)
+            if peer is None:
+                continue
+            if kind == frames.FORKED:
+                peer.pid = aux
+                peer.is_started.set()
+            elif kind == frames.EXITED:
+                peer.exit_status = aux
+                self._gone(peer)
+            elif kind == frames.REFUSED:
+                self._on_refused(peer, body.decode())
+
+    def _on_refused(self, peer: Peer, reason: str) -> None:
+        group = peer.group
+        peer.exit_status = -1
+        group.failure = ("refused", reason)
+        group.core.refused()
+        self._gone(peer)
+
+    def _host_died(self) -> None:
+        """The zygote is gone and its workers with it: a new one, nobody is charged."""
+        host = self.host
+        assert host is not None
+        self.reactor.forget(host.link.fileno())
+        self._dirty_links.pop(host.link.fileno(), None)
+        self._blocked_links.discard(host.link.fileno())
+        host.close()
+        self.host = None
+        now = time.monotonic()
+        often = len(self._host_deaths) == self._host_deaths.maxlen and now - self._host_deaths[0] < 60
+        self._host_deaths.append(now)
+        for peer in list(self.peers.values()):
+            peer.exit_status = -1
+            if peer.pid:
+                _kill_orphan(peer.pid)
+        for peer in list(self.peers.values()):
+            if often:
+                peer.group.core.is_broken = True
+                peer.group.failure = ("refused", "the zygote process died again and again")
+                self._do_broken(peer.group)
+            self._gone(peer)
+
+    def _kill(self, peer: Peer, signum: int) -> None:
+        if peer.exit_status is None and self.host is not None:
+            self.host.kill(peer.worker_id, signum)
+            self._dirty(self.host.link)
+
+    # -- groups ----------------------------------------------------------------------------------
+
+    def _open_group(self, group: WorkerGroup) -> None:
+        self.opening -= 1
+        self.groups.append(group)
+        try:
+            group.core.refill()
+            self._carry_out(group)
+        finally:
+            group.is_opened.set()
+
+    def not_opening(self) -> None:
+        """A group that was announced will not come."""
+        self.opening -= 1
+        self._end_if_idle()
+
+    def _close_group(self, group: WorkerGroup) -> None:
+        group.core.closing()
+        self._end_if_over(group)
+
+    def _terminate_group(self, group: WorkerGroup) -> None:
+        if group.has_ended.is_set() or group.is_terminating:
+            return
+        group.is_terminating = True
+        core = group.core
+        core.is_closing = True
+        for task in core.take_all():
+            self._finish(task, frames.SESSION_CLOSED, None)
+        core.effects.clear()
+        for peer in group.peers:
+            self._kill(peer, signal.SIGTERM)
+        self.reactor.call_later(limits.TERMINATE_GRACE_SECONDS, partial(self._kill_rest, group))
+        self._end_if_over(group)
+
+    def _kill_rest(self, group: WorkerGroup) -> None:
+        for peer in group.peers:
+            self._kill(peer, signal.SIGKILL)
+
+    def _end_if_over(self, group: WorkerGroup) -> None:
+        if group.peers or not group.core.is_closing or group.has_ended.is_set():
+            return
+        for task in group.core.take_all():
+            self._finish(task, frames.SESSION_CLOSED, None)
+        if group in self.groups:
+            self.groups.remove(group)
+        if group.initializer is not None:
+            group.initializer.close()
+        self._end_if_idle()
+        group.has_ended.set()
+
+    def _end_if_idle(self) -> None:
+        """With the last group the threads end."""
+        if not self.groups and self.on_idle():
+            self.is_over = True
+            if self.host is not None and self.host.link.is_open:
+                self.reactor.forget(self.host.link.fileno())
+            self.callbacks.put(None)
+            self.reactor.stop()
+
+    def _at_end(self) -> None:
+        """The reactor's last act: close what is open."""
+        for peer in list(self.peers.values()):
+            peer.link.close()
+        self.pages.close()
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def terminate_all(self) -> None:
+        for group in list(self.groups):
+            self._terminate_group(group)
+
+    def join(self) -> None:
+        """Any other thread: wait until the threads have ended."""
+        for thread in (self.reactor.thread, self.callbacks.thread):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
+
+    def join_if_over(self) -> None:
+        if self.is_over:
+            self.join()
+
+    def _drop(self, group: WorkerGroup, unwanted: Callable[[Task], bool], interrupt: bool) -> None:
+        for task in group.core.dropped(unwanted):
+            self._finish(task, frames.DROPPED, None)
+        if not interrupt:
+            group.core.effects = [effect for effect in group.core.effects if effect[0] != "interrupt"]
+
+    # -- large objects ---------------------------------------------------------------------------
+
+    def _answer_allocation(self, size_bytes: int, answer: list[Any], done: Any) -> None:
+        try:
+            answer.append(self._allocate_here(size_bytes))
+        except BaseException as error:
+            answer.append(error)
+        done.release()
+
+    def _allocate_here(self, size_bytes: int) -> tuple[int, int, int]:
+        extent = self.exchange.allocate(size_bytes)
+        self.ranges.hold(extent)
+        return extent
+
+    def _lend(self, peer: Peer, extents: list[tuple[int, ...]]) -> None:
+        for extent in extents:
+            self.ranges.lend(peer, extent)
+            peer.introduce_segment(extent[0], *self.exchange.fd_of(extent[0]))
+
+    def _drop_extents(self, extents: list[tuple[int, ...]]) -> None:
+        self._free([extent for extent in extents if self.ranges.drop(extent)])
+
+    def _free(self, extents: list[tuple[int, ...]]) -> None:
+        if extents:
+            self.exchange.free(extents)
+            self._arm_trim()
+
+    def _result_settled(self, result_id: int, unopened: list[tuple[int, ...]]) -> None:
+        """Any thread, finalizers included: a large result was opened, or dropped without."""
+        self.post(partial(self._settle_result, result_id, unopened))
+
+    def _settle_result(self, result_id: int, unopened: list[tuple[int, ...]]) -> None:
+        peer, extents = self._unread.pop(result_id)
+        if peer.has_exited.is_set():
+            self._writer_died({extent[0] for extent in extents})
+        elif unopened:
+            self._send_free(peer, unopened)
+
+    def _writer_died(self, segment_ids: set[int]) -> None:
+        """What is neither mapped here nor waits to be read is given back; the rest follows with its last use."""
+        waiting = [extent for _, extents in self._unread.values() for extent in extents]
+        for segment_id in segment_ids:
+            keep = [extent for extent in waiting if extent[0] == segment_id]
+            self.exchange.writer_died(segment_id, keep)
+
+    def _send_free(self, peer: Peer, extents: list[tuple[int, ...]]) -> None:
+        if peer.exit_status is None and peer.link.is_open:
+            peer.link.queue(frame(frames.FREE, marshal.dumps(extents)))
+            self._dirty(peer.link)
+
+    def _report_released(self) -> None:
+        """The last views of results died here: their writers may use the ranges again."""
+        self._released = False
+        by_segment: dict[int, list[tuple[int, ...]]] = {}
+        for extent in self.exchange.drain_released():
+            by_segment.setdefault(extent[0], []).append(extent)
+        for peer in self.peers.values():
+            for segment_id in peer.segments:
+                extents = by_segment.get(segment_id)
+                if extents:
+                    self._send_free(peer, extents)
+
+    def _arm_trim(self) -> None:
+        if not self._trim_armed:
+            self._trim_armed = True
+            self.reactor.call_later(limits.WARM_SECONDS, self._trim)
+
+    def _trim(self) -> None:
+        self._trim_armed = not self.exchange.trim_if_idle(limits.WARM_SECONDS)
+        if self._trim_armed:
+            self.reactor.call_later(limits.WARM_SECONDS, self._trim)
+
+    def _forget_callables(self) -> None:
+        forgotten, self.callables.forgotten = self.callables.forgotten, []
+        ids = [record.id for record in forgotten]
+        for record in forgotten:
+            if record.stored is not None:
+                self._drop_extents(record.stored)
+        for peer in self.peers.values():
+            peer.forget_callables(ids)
+            self._dirty(peer.link)
+
+
+class CallbackThread:
+    """Runs users' callbacks, and what else of theirs must not run on the reactor, in order, one at a time."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Callable[[], None]] = deque()
+        self._ready = threading.Semaphore(0)
+        self.thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def put(self, function: Callable[[], None] | None) -> None:
+        """Any thread. None ends the thread after what is queued."""
+        with self._lock:
+            if self.thread is None:
+                if function is None:
+                    return
+                self.thread = threading.Thread(target=self._run, name="scaleout-callbacks", daemon=True)
+                self.thread.start()
+        self._queue.append(function)  # type: ignore[arg-type]
+        self._ready.release()
+
+    def _run(self) -> None:
+        while True:
+            self._ready.acquire()
+            function = self._queue.popleft()
+            if function is None:
+                return
+            try:
+                function()
+            except BaseException:
+                threading.excepthook(threading.ExceptHookArgs((*sys_exc_info(), threading.current_thread())))
+            del function
+
+
+def sys_exc_info() -> Any:
+    import sys
+
+    return sys.exc_info()
+
+
+def _kill_orphan(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass
+
+

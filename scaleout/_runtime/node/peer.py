@@ -1,0 +1,115 @@
+"""A worker as its owner holds it: the link, the control page, and what the worker has been told so far."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import HEADER, frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scaleout._runtime.core.dispatch import Lane
+    from scaleout._runtime.core.tasks import Task
+    from scaleout._runtime.node.callables import CallableTable
+    from scaleout._runtime.wire.link import Link
+
+pack = HEADER.pack
+
+
+class Peer:
+    """One worker. Only the reactor thread changes it; `pid` and `exit_status` may be read by anyone."""
+
+    def __init__(self, worker_id: int, number: int, link: Link, page: tuple[int, int], words: memoryview) -> None:
+        self.worker_id = worker_id
+        self.number = number
+        self.link = link
+        self.page = page
+        self.words = words
+        self.lane: Lane = None  # type: ignore[assignment]  # set as soon as the group knows it
+        self.group: Any = None
+        self.pid = 0
+        self.exit_status: int | None = None
+        self.has_exited = threading.Event()
+        self.is_started = threading.Event()
+        self.is_stream_over = False
+        self.interrupted = False
+        self.known_callables: set[int] = set()
+        self.known_definitions: set[int] = set()
+        self.known_segments: set[int] = set()
+        self.segments: set[int] = set()  # of the worker's own, that this process maps
+        self.has_tracker = False
+
+    def send(self, tasks: list[Task], trace_items: bool, table: CallableTable, lend: Callable[[Peer, Any], None]) -> None:
+        """Queue the tasks as frames, each after the callables and definitions that the worker lacks for it."""
+        parts: list[bytes] = []
+        known = self.known_callables
+        for task in tasks:
+            record: Any = task.callable
+            if record.id not in known:
+                known.add(record.id)
+                self._send_definitions(parts, record.needs, table, lend)
+                flag = 0
+                if record.stored is not None:
+                    flag = frames.STORED
+                    self._flush_parts(parts)
+                    lend(self, record.stored)
+                parts.append(frame(frames.CALLABLE, record.payload, flag=flag, number=record.id))
+            if task.needs:
+                self._send_definitions(parts, task.needs, table, lend)
+            how = task.how
+            if task.stored is not None:
+                self._flush_parts(parts)
+                lend(self, task.stored)
+            if trace_items:
+                how |= frames.TRACE_ITEMS
+            payload = task.payload
+            parts.append(pack(len(payload), frames.TASK, how, record.id, task.sequence))
+            parts.append(payload)
+        self._flush_parts(parts)
+
+    def _flush_parts(self, parts: list[bytes]) -> None:
+        if parts:
+            self.link.queue(b"".join(parts))
+            parts.clear()
+
+    def _send_definitions(
+        self, parts: list[bytes], needs: Any, table: CallableTable, lend: Callable[[Peer, Any], None]
+    ) -> None:
+        known = self.known_definitions
+        for definition_id in needs:
+            if definition_id in known:
+                continue
+            known.add(definition_id)
+            payload, stored = table.definition(definition_id)
+            flag = 0
+            if stored is not None:
+                flag = frames.STORED
+                self._flush_parts(parts)
+                lend(self, stored)
+            parts.append(frame(frames.DEFINITION, payload, flag=flag, number=definition_id))
+
+    def introduce_segment(self, segment_id: int, fd: int, size_bytes: int, is_on_disk: bool) -> None:
+        """The worker gets the fd of a segment of ours before the first frame that names it."""
+        if segment_id not in self.known_segments:
+            self.known_segments.add(segment_id)
+            self.link.queue(
+                frame(frames.SEGMENT, marshal.dumps((size_bytes, is_on_disk)), number=segment_id), fd
+            )
+
+    def forget_callables(self, ids: list[int]) -> None:
+        known = [callable_id for callable_id in ids if callable_id in self.known_callables]
+        if known:
+            self.known_callables.difference_update(known)
+            self.link.queue(frame(frames.FORGET, marshal.dumps(known)))
+
+    @property
+    def exitcode(self) -> int | None:
+        """As `multiprocessing.Process.exitcode`: None while alive, negative for a signal."""
+        if self.exit_status is None:
+            return None
+        return os.waitstatus_to_exitcode(self.exit_status)

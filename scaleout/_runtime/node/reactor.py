@@ -1,0 +1,173 @@
+"""The reactor thread: the one thread that touches the core, the sockets and the allocator.
+
+Others hand it work by `post` (one C-level append, safe in signal handlers and finalizers) and wake it only if it has
+marked itself asleep: it marks, looks at the inbox once more, then waits. It never blocks but in that wait, and never
+runs user code.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READABLE = select.POLLIN
+WRITABLE = select.POLLOUT
+
+
+class Reactor:
+    """A thread with an inbox, sockets and timers. `serve` handles what is posted; `settle` runs before each wait."""
+
+    def __init__(
+        self, name: str, serve: Callable[[Any], None], settle: Callable[[], None], at_end: Callable[[], None]
+    ) -> None:
+        self.inbox: deque[Any] = deque()
+        self.is_asleep = False
+        self.is_stopping = False
+        self._serve = serve
+        self._settle = settle
+        self._at_end = at_end
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = 0
+        self._poller = _Poller()
+        self._wake_fd, self._wake_write_fd = _wake_pair()
+        self._poller.register(self._wake_fd, READABLE)
+        self.failure: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    # -- from any thread -------------------------------------------------------------------------
+
+    def post(self, item: Any) -> None:
+        self.inbox.append(item)
+        if self.is_asleep:
+            self.wake()
+
+    def wake(self) -> None:
+        self.is_asleep = False
+        try:
+            os.write(self._wake_write_fd, b"\x01\0\0\0\0\0\0\0")
+        except OSError:
+            pass  # full: it is awake; closed: there is nobody to wake
+
+    # -- on the reactor thread -------------------------------------------------------------------
+
+    def watch(self, fd: int, handler: Callable[[int], None]) -> None:
+        self._handlers[fd] = handler
+        self._poller.register(fd, READABLE)
+
+    def watch_writable(self, fd: int, wanted: bool) -> None:
+        self._poller.modify(fd, READABLE | WRITABLE if wanted else READABLE)
+
+    def forget(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._poller.unregister(fd)
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        self._timer_count += 1
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, self._timer_count, function))
+
+    def stop(self) -> None:
+        self.is_stopping = True
+
+    def _run(self) -> None:
+        try:
+            while not self.is_stopping:
+                self._turn()
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self._at_end()
+            self._close()
+
+    def _turn(self) -> None:
+        inbox = self.inbox
+        serve = self._serve
+        while inbox:
+            serve(inbox.popleft())
+        self._settle()
+        if self.is_stopping:
+            return
+        timers = self._timers
+        timeout = max(0.0, timers[0][0] - time.monotonic()) if timers else None
+        self.is_asleep = True
+        if inbox:
+            timeout = 0.0
+        ready = self._poller.poll(timeout)
+        self.is_asleep = False
+        handlers = self._handlers
+        for fd, events in ready:
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(events)
+            elif fd == self._wake_fd:
+                os.read(fd, 8)
+        if timers:
+            now = time.monotonic()
+            while timers and timers[0][0] <= now:
+                heapq.heappop(timers)[2]()
+
+    def _close(self) -> None:
+        self.is_asleep = False
+        self._poller.close()
+        fds, self._wake_fd, self._wake_write_fd = {self._wake_fd, self._wake_write_fd}, -1, -1
+        for fd in fds:
+            os.close(fd)
+
+
+class _Poller:
+    """`select.epoll` where there is one, else `select.poll`, with one interface."""
+
+    def __init__(self) -> None:
+        if hasattr(select, "epoll"):
+            self._poll: Any = select.epoll()
+            self._seconds = True
+        else:  # pragma: no cover - macOS
+            self._poll = select.poll()
+            self._seconds = False
+
+    def register(self, fd: int, events: int) -> None:
+        self._poll.register(fd, events)
+
+    def modify(self, fd: int, events: int) -> None:
+        self._poll.modify(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        try:
+            self._poll.unregister(fd)
+        except (OSError, KeyError):
+            pass
+
+    def poll(self, timeout_s: float | None) -> list[tuple[int, int]]:
+        if self._seconds:
+            found: list[tuple[int, int]] = self._poll.poll(timeout_s)
+        else:  # pragma: no cover - macOS
+            found = self._poll.poll(None if timeout_s is None else int(timeout_s * 1000) + 1)
+        return found
+
+    def close(self) -> None:
+        if self._seconds:
+            self._poll.close()
+
+
+def _wake_pair() -> tuple[int, int]:
+    if hasattr(os, "eventfd"):
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return fd, fd
+    if hasattr(os, "pipe2"):
+        return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    read_fd, write_fd = os.pipe()  # pragma: no cover - macOS
+    os.set_blocking(read_fd, False)
+    os.set_blocking(write_fd, False)
+    return read_fd, write_fd

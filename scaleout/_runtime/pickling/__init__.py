@@ -1,0 +1,1 @@
+"""Values and functions to bytes and back."""

@@ -1,0 +1,1 @@
+"""The zygote and the workers it forks."""

@@ -1,0 +1,109 @@
+"""Makes a forked worker a multiprocessing child in good standing, as `multiprocessing.spawn` would have.
+
+Follows `multiprocessing.spawn.prepare` and `BaseProcess._bootstrap` of CPython 3.13.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from multiprocessing import process
+from typing import Any
+
+
+class WorkerProcess(process.BaseProcess):
+    """What `multiprocessing.current_process()` is in a worker."""
+
+    def __init__(self, number: int, parent_identity: tuple[int, ...], authkey: bytes, parent: ParentProcess) -> None:
+        self._identity = (*parent_identity, number)
+        self._config = {"authkey": process.AuthenticationString(authkey), "semprefix": "/mp"}
+        self._parent_pid = parent.pid
+        self._parent_name = parent.name
+        self._popen = None
+        self._closed = False
+        self._target = None
+        self._args = ()
+        self._kwargs = {}
+        self._name = "SpawnPoolWorker-" + ":".join(str(part) for part in self._identity)
+
+    def _check_closed(self) -> None:
+        pass
+
+
+class ParentProcess(process._ParentProcess):  # type: ignore[misc]
+    """The owner of this worker; its sentinel is opened when somebody asks for it."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        self._identity = ()
+        self._name = name
+        self._pid = pid
+        self._parent_pid = None
+        self._popen = None
+        self._closed = False
+        self._config = {}
+
+    @property
+    def _sentinel(self) -> int:
+        fd: int = os.pidfd_open(self._pid)
+        self.__dict__["_sentinel"] = fd
+        return fd
+
+
+def assume(info: dict[str, Any]) -> None:
+    """Name, identity, authkey, log level and start method, as the owner gave them in HELLO."""
+    parent = ParentProcess(info["parent_name"], info["parent_pid"])
+    worker = WorkerProcess(info["number"], tuple(info["parent_identity"]), info["authkey"], parent)
+    process._current_process = worker
+    process._parent_process = parent
+    process._children = set()
+    from multiprocessing import context
+
+    context._default_context.set_start_method("spawn", force=True)
+    if info.get("log_level") is not None:
+        from multiprocessing import util
+
+        util.get_logger().setLevel(info["log_level"])
+        if info.get("log_to_stderr"):
+            util.log_to_stderr()
+    if info.get("root_log_level") is not None:
+        import logging
+
+        logging.getLogger().setLevel(info["root_log_level"])
+        if info.get("root_logs_to_stderr"):
+            logging.basicConfig(stream=sys.stderr)
+    if info.get("hides_stdin", True):
+        sys.stdin = open(os.devnull)  # noqa: SIM115 - it lives as long as the process
+
+
+def use_resource_tracker(fd: int) -> None:
+    """Report shared resources to the driver's tracker, so that they outlive this worker."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker._resource_tracker._fd = fd
+
+
+def owner_info() -> dict[str, Any]:
+    """What a worker of this process is told in HELLO to become its child; plain data."""
+    current = process.current_process()
+    info: dict[str, Any] = {
+        "parent_name": current.name,
+        "parent_pid": os.getpid(),
+        "parent_identity": tuple(current._identity),
+        "authkey": bytes(current.authkey),
+    }
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and util._logger is not None:
+        info["log_level"] = util._logger.getEffectiveLevel()
+        info["log_to_stderr"] = bool(util._log_to_stderr)
+    logging = sys.modules.get("logging")
+    if logging is not None:
+        root = logging.getLogger()
+        if root.level != logging.WARNING:
+            info["root_log_level"] = root.level
+        info["root_logs_to_stderr"] = any(
+            isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stderr, sys.__stderr__)
+            for handler in root.handlers
+        )
+        if info["root_logs_to_stderr"]:
+            info.setdefault("root_log_level", root.level)
+    return info

@@ -1,0 +1,426 @@
+"""A worker: takes tasks off its link one after another and runs them in the main thread.
+
+    bytes from the owner -> frames -> queue -> [claim, decode, run, encode, send] -> next
+
+Each result is sent before the next task is claimed: nothing could flush a batch while user code runs, and a death
+would take finished results along. What the worker has claimed stands in its control page, so that the owner can
+take back the rest, and knows what was running when the worker dies.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from scaleout._runtime.base import context, limits
+from scaleout._runtime.process import identity, initargs
+from scaleout._runtime.wire import control_page, frames
+from scaleout._runtime.wire.control_page import CLAIMED, IN_USER_CODE, ITEM_INDEX, REVOKED_FROM, SINCE_NS
+from scaleout._runtime.wire.frames import HEADER, frame
+from scaleout._runtime.wire.link import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from scaleout._runtime.pickling.encode import Encoder
+    from scaleout._runtime.pickling.namespace import Namespace
+    from scaleout._runtime.store.exchange import Exchange
+
+pack = HEADER.pack
+loads = pickle.loads
+monotonic_ns = time.monotonic_ns
+
+
+class LinkClosed(Exception):
+    """The owner is gone, or done with this worker."""
+
+
+class Worker:
+    """The state of this process as a worker; there is one."""
+
+    def __init__(self, link: Link, worker_id: int, depth: int) -> None:
+        self.link = link
+        self.worker_id = worker_id
+        self.depth = depth
+        self.queue: deque[tuple[int, int, int, int, bytes]] = deque()
+        self.callables: dict[int, Any] = {}
+        self.callable_bytes: dict[int, tuple[int, bytes]] = {}
+        self.definitions: deque[tuple[int, int, bytes]] = deque()
+        self.words: memoryview = memoryview(bytearray(8 * control_page.WORDS)).cast("Q")
+        self.namespace: Namespace = None  # type: ignore[assignment]  # made by HELLO
+        self.encoder: Encoder = None  # type: ignore[assignment]
+        self._exchange: Exchange | None = None
+        self.interruptible = False
+        self.has_exit = False
+        self.context = context.WorkerContext(worker_id, depth, self.open_channel, {})
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the owner says EXIT or is gone."""
+        queue = self.queue
+        try:
+            while True:
+                while queue:
+                    entry = queue.popleft()
+                    if entry[0] == frames.TASK:
+                        self.execute(*entry[1:])
+                    else:
+                        self.obey(*entry)
+                self.receive()
+        except (LinkClosed, BrokenPipeError, ConnectionResetError):
+            pass
+
+    def receive(self) -> None:
+        """Wait for frames and queue them."""
+        exchange = self._exchange
+        if exchange is not None:
+            self.report_released()
+            if exchange.has_warm_pages and not _is_readable(self.link.sock, limits.WARM_SECONDS):
+                exchange.trim()
+        if self.has_exit:
+            raise LinkClosed
+        data = self.link.receive()
+        if not data:
+            raise LinkClosed
+        self.queue.extend(self.link.frames(data))
+
+    def obey(self, kind: int, flag: int, aux: int, number: int, body: bytes) -> None:
+        """Everything that is not a task."""
+        if kind == frames.CALLABLE:
+            self.callable_bytes[number] = (flag, body)
+        elif kind == frames.DEFINITION:
+            self.definitions.append((flag, number, body))
+        elif kind == frames.FORGET:
+            for number in marshal.loads(body):
+                self.callables.pop(number, None)
+                self.callable_bytes.pop(number, None)
+        elif kind == frames.FREE:
+            self.exchange.free(marshal.loads(body))
+        elif kind == frames.SEGMENT:
+            self.exchange.add(number, self.link.fds.popleft(), *marshal.loads(body))
+        elif kind == frames.HELLO:
+            self.hello(marshal.loads(body))
+        elif kind == frames.LOOSE_FD:
+            initargs.received.append(self.link.fds.popleft())
+        elif kind == frames.INITIALIZE:
+            self.initialize(flag, body)
+        elif kind == frames.TRACKER:
+            identity.use_resource_tracker(self.link.fds.popleft())
+        elif kind == frames.EXIT:
+            self.has_exit = True
+
+    def hello(self, info: dict[str, Any]) -> None:
+        fd = self.link.fds.popleft()
+        self.words = control_page.map_page(fd, info["page"])
+        os.close(fd)
+        identity.assume(info)
+        self.context.session_info = info
+        context.current = self.context
+        from scaleout._runtime.pickling.definitions import DefinitionBook
+        from scaleout._runtime.pickling.encode import Encoder
+        from scaleout._runtime.pickling.namespace import Namespace
+
+        self.namespace = Namespace()
+        self.namespace.setup_main(info["main"])
+        self.encoder = Encoder(DefinitionBook())
+
+    def initialize(self, flag: int, body: bytes) -> None:
+        """Run the initializer; READY or INITIALIZER_FAILED, after which the process ends."""
+        failure = None
+        if body:
+            self.interruptible = True
+            try:
+                self.define_pending()
+                initializer, arguments = self.decode(flag, body)
+                self.words[IN_USER_CODE] = 1
+                initializer(*arguments)
+            except BaseException as error:
+                failure = error
+            self.interruptible = False
+            self.words[IN_USER_CODE] = 0
+        if failure is None:
+            self.link.send_now(frame(frames.READY))
+            return
+        _, payload = self.encode_failure(frames.TASK_RAISED, failure)
+        self.link.send_now(frame(frames.INITIALIZER_FAILED, payload))
+        code = failure.code if isinstance(failure, SystemExit) else 1
+        leave(code if isinstance(code, int) else 1)
+
+    # -- the task path ---------------------------------------------------------------------------
+
+    def execute(self, how: int, callable_id: int, sequence: int, payload: bytes) -> None:
+        words = self.words
+        started = monotonic_ns()
+        words[SINCE_NS] = started
+        words[CLAIMED] = sequence
+        if words[REVOKED_FROM] <= sequence:
+            self.skip(sequence)
+            return
+        try:
+            status, answer = self.attempt(how, callable_id, payload, sequence)
+        except KeyboardInterrupt as error:  # arrived between two lines of ours
+            status, answer = self.encode_failure(frames.TASK_RAISED, error)
+        self.interruptible = False
+        if status < 0:
+            return
+        duration = (monotonic_ns() - started) // 1000
+        flush_output()
+        self.link.send_now(
+            pack(len(answer), frames.RESULT, status, min(duration, 0xFFFFFFFF), sequence) + answer
+        )
+
+    def attempt(self, how: int, callable_id: int, payload: bytes, sequence: int) -> tuple[int, bytes]:
+        """Decode, call, encode: (status, payload) for the result; (-1, b"") if the task went back undone."""
+        self.interruptible = True
+        try:
+            if self.definitions:
+                self.define_pending()
+            function = self.callables.get(callable_id)
+            if function is None:
+                function = self.load_callable(callable_id)
+            if how & frames.STORED:
+                arguments = self.decode(how, payload)
+            else:
+                arguments = loads(payload)
+        except BaseException as error:
+            self.interruptible = False
+            return self.decoding_failed(error, sequence)
+        try:
+            result = CALL[how & frames.HOW_MASK](self, function, arguments, how)
+        except BaseException as error:
+            self.interruptible = False
+            del arguments
+            status = frames.TASK_EXITED if isinstance(error, SystemExit) else frames.TASK_RAISED
+            return self.encode_failure(status, error)
+        del arguments
+        try:
+            encoded = self.encoder.encode(result)
+            if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
+                return frames.OK | frames.STORED, self.exchange.store(encoded)
+            chunks = encoded.chunks
+            return frames.OK, chunks[0] if len(chunks) == 1 else b"".join(chunks)  # type: ignore[return-value]
+        except BaseException as error:
+            self.interruptible = False
+            return self.encode_failure(frames.RESULT_NOT_PICKLED, error, result)
+
+    def load_callable(self, callable_id: int) -> Any:
+        flag, body = self.callable_bytes[callable_id]
+        function = self.decode(flag, body)
+        self.callables[callable_id] = function
+        return function
+
+    def decode(self, flag: int, payload: bytes) -> Any:
+        """A value whose stream or buffers may lie in the owner's segments."""
+        if not flag & frames.STORED:
+            return loads(payload)
+        return self.exchange.load(payload)
+
+    def define_pending(self) -> None:
+        """Bind what came before this task. One that fails stays, so that each task that follows says so too."""
+        while self.definitions:
+            flag, number, body = self.definitions[0]
+            if flag & frames.STORED:
+                data, buffers = self.exchange.open(body)
+                self.namespace.define(number, data, buffers)
+            else:
+                self.namespace.define(number, body, [])
+            self.definitions.popleft()
+
+    def decoding_failed(self, error: BaseException, sequence: int) -> tuple[int, bytes]:
+        missing = self.namespace.missing_name(error)
+        if missing is not None:
+            self.link.send_now(frame(frames.NEED, marshal.dumps((*missing, describe(error))), number=sequence))
+            return -1, b""
+        return self.encode_failure(frames.ARGUMENT_NOT_UNPICKLED, error)
+
+    def skip(self, sequence: int) -> None:
+        """The owner has taken this task back, and all that are queued behind it."""
+        skipped = [sequence]
+        kept = []
+        while self.queue:
+            entry = self.queue.popleft()
+            if entry[0] == frames.TASK and entry[3] > sequence:
+                skipped.append(entry[3])
+            else:
+                kept.append(entry)
+        self.queue.extend(kept)
+        self.link.send_now(frame(frames.RETURNED, marshal.dumps(skipped)))
+
+    def encode_failure(self, status: int, error: BaseException, value: Any = None) -> tuple[int, bytes]:
+        """What became of a task that gave no result: (error pickled or None, traceback, repr of error, of value)."""
+        try:
+            pickled: bytes | None = b"".join(self.encoder.encode(error).chunks)
+        except BaseException as pickling_error:
+            pickled = None
+            if status != frames.RESULT_NOT_PICKLED:
+                status, value, error = frames.RESULT_NOT_PICKLED, error, pickling_error
+        if pickled is not None and len(pickled) > limits.FRAME_BYTES // 2:
+            pickled = None
+        code = error.code if isinstance(error, SystemExit) else None
+        body = (
+            pickled,
+            describe(error)[: limits.FRAME_BYTES // 8],
+            safe_repr(error)[:10_000],
+            safe_repr(value)[:10_000] if status == frames.RESULT_NOT_PICKLED else "",
+            code if code is None or type(code) is int else 1,
+        )
+        return status, marshal.dumps(body)
+
+    # -- large objects and nested sessions -------------------------------------------------------
+
+    @property
+    def exchange(self) -> Exchange:
+        """Segments in and out, made at the first use."""
+        if self._exchange is None:
+            from scaleout._runtime.store.exchange import Exchange
+
+            self._exchange = Exchange(
+                announce=self.announce_segment,
+                allowance_bytes=lambda: self.words[control_page.ALLOWANCE_BYTES],
+                spill_dir=self.context.session_info.get("spill_dir"),
+            )
+        return self._exchange
+
+    def announce_segment(self, segment_id: int, fd: int, size_bytes: int, is_on_disk: bool) -> None:
+        self.link.send_now(
+            frame(frames.SEGMENT, marshal.dumps((size_bytes, is_on_disk)), number=segment_id), fd
+        )
+
+    def report_released(self) -> None:
+        exchange = self._exchange
+        if exchange is not None:
+            released = exchange.drain_released()
+            if released:
+                self.link.send_now(frame(frames.RELEASED, marshal.dumps(released)))
+
+    def open_channel(self) -> socket.socket:
+        """This worker is about to own workers itself: a line to the zygote, asked for through the owner."""
+        ours, theirs = socket.socketpair()
+        was, self.interruptible = self.interruptible, False
+        try:
+            self.link.send_now(frame(frames.CHANNEL), theirs.fileno())
+        finally:
+            self.interruptible = was
+        theirs.close()
+        return ours
+
+    def on_sigint(self, signum: int, stack: FrameType | None) -> None:
+        """Ctrl-C reaches user code only; between tasks it is the driver's business."""
+        if self.interruptible:
+            raise KeyboardInterrupt
+
+
+def call_args(worker: Worker, function: Callable[..., Any], arguments: Any, how: int) -> Any:
+    return function(*arguments)
+
+
+def call_args_kwargs(worker: Worker, function: Callable[..., Any], arguments: Any, how: int) -> Any:
+    return function(*arguments[0], **arguments[1])
+
+
+def call_item(worker: Worker, function: Callable[..., Any], argument: Any, how: int) -> Any:
+    return function(argument)
+
+
+def map_items(worker: Worker, function: Callable[..., Any], items: list[Any], how: int) -> list[Any]:
+    if how & frames.TRACE_ITEMS:
+        return [function(item) for item in worker_items(worker, items)]
+    return list(map(function, items))
+
+
+def starmap_items(worker: Worker, function: Callable[..., Any], items: list[Any], how: int) -> list[Any]:
+    if how & frames.TRACE_ITEMS:
+        return [function(*item) for item in worker_items(worker, items)]
+    return [function(*item) for item in items]
+
+
+def worker_items(worker: Worker, items: list[Any]) -> Any:
+    """The items of a chunk that killed a worker before, each noted in the control page before it runs."""
+    for index, item in enumerate(items):
+        worker.words[ITEM_INDEX] = index
+        yield item
+
+
+CALL = (call_args, call_args_kwargs, call_item, map_items, starmap_items)
+
+
+def describe(error: BaseException) -> str:
+    """The traceback as text, without the frames of this module."""
+    import traceback
+
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace))
+    except BaseException as failure:  # a __str__ of the user's
+        return f"{type(error).__name__}: (its traceback cannot be shown: {failure!r})\n"
+
+
+def safe_repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except BaseException as failure:
+        return f"<{type(value).__name__} whose repr raised {type(failure).__name__}>"
+
+
+def flush_output() -> None:
+    """What a task printed is there before its result is. A closed stdout is no failure of the task."""
+    try:
+        sys.stdout.flush()
+    except (AttributeError, OSError, ValueError):
+        pass
+
+
+def _is_readable(sock: socket.socket, timeout_s: float) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def leave(code: int) -> None:
+    """End the process as a multiprocessing child does: its finalizers, its atexit functions, flushed output."""
+    import atexit
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for close in context.at_exit:
+            close()
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            util._exit_function()
+        atexit._run_exitfuncs()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass
+    os._exit(code)
+
+
+def main(link_fd: int, worker_id: int, depth: int) -> None:
+    """What a freshly forked child runs; does not return."""
+    link = Link(socket.socket(fileno=link_fd))
+    worker = Worker(link, worker_id, depth)
+    signal.signal(signal.SIGINT, worker.on_sigint)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    code = 0
+    try:
+        worker.run()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    leave(code)

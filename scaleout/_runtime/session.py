@@ -1,0 +1,121 @@
+"""What the shims see of the runtime: sessions, worker groups, and the outcomes of calls.
+
+`default_session()` gives this process's session, made at the first use. Its `open_group(size, ...)` starts workers and
+returns a handle:
+
+    record = group.prepare(function)                 pickled for one API call
+    group.submit(record, how, value, sink, index)    pickle the value, queue the call
+    sink.deliver(index, status, payload)             called on the runtime's thread, once per submitted index
+    group.drop(sink)                                 results not wanted any more
+    group.close() / terminate() / join()
+    group.workers                                    objects with worker_id, number, pid, exitcode
+
+`how` is one of CALL_ARGS, CALL_ARGS_KWARGS, CALL_ITEM, MAP_ITEMS, STARMAP_ITEMS. `outcome(status, payload)` turns what a
+sink was given into (True, value) or (False, Failure); the shims map failures to the exceptions of the module they stand for.
+Another engine can be put under the shims by providing this module's names.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from scaleout._runtime.base import context
+from scaleout._runtime.base.settings import Settings
+from scaleout._runtime.client.embedded import EmbeddedSession, GroupHandle
+from scaleout._runtime.client.outcomes import Failure, outcome
+from scaleout._runtime.core.tasks import Profile
+from scaleout._runtime.base.limits import EAGER_ITEMS, FEED_TASKS
+from scaleout._runtime.wire.frames import (
+    ARGUMENT_NOT_PICKLED,
+    ARGUMENT_NOT_UNPICKLED,
+    CALL_ARGS,
+    CALL_ARGS_KWARGS,
+    CALL_ITEM,
+    DROPPED,
+    GROUP_BROKEN,
+    MAP_ITEMS,
+    OK,
+    OUT_OF_MEMORY,
+    RESULT_NOT_PICKLED,
+    RESULT_NOT_UNPICKLED,
+    SESSION_CLOSED,
+    STARMAP_ITEMS,
+    TASK_EXITED,
+    TASK_RAISED,
+    WORKER_DIED,
+)
+
+__all__ = [
+    "ARGUMENT_NOT_PICKLED",
+    "ARGUMENT_NOT_UNPICKLED",
+    "CALL_ARGS",
+    "CALL_ARGS_KWARGS",
+    "CALL_ITEM",
+    "DROPPED",
+    "EAGER_ITEMS",
+    "FEED_TASKS",
+    "GROUP_BROKEN",
+    "MAP_ITEMS",
+    "OK",
+    "OUT_OF_MEMORY",
+    "RESULT_NOT_PICKLED",
+    "RESULT_NOT_UNPICKLED",
+    "SESSION_CLOSED",
+    "STARMAP_ITEMS",
+    "TASK_EXITED",
+    "TASK_RAISED",
+    "WORKER_DIED",
+    "Failure",
+    "GroupHandle",
+    "Profile",
+    "close_all",
+    "close_idle",
+    "default_session",
+    "outcome",
+    "warm_process_ids",
+]
+
+_session: EmbeddedSession | None = None
+_lock = threading.Lock()
+
+
+def default_session() -> EmbeddedSession:
+    """This process's session; made, from the SCALEOUT_* settings, at the first call."""
+    global _session
+    session = _session
+    if session is None or session.is_closed:
+        with _lock:
+            if _session is None or _session.is_closed:
+                _session = EmbeddedSession(Settings.from_environ(os.environ))
+            session = _session
+    return session
+
+
+def close_idle() -> None:
+    """End what is kept warm for the next group."""
+    if _session is not None:
+        _session.close_idle()
+
+
+def close_all() -> None:
+    """End the session with everything that is under way in it."""
+    if _session is not None:
+        _session.close()
+
+
+def warm_process_ids() -> list[int]:
+    """The zygote that is kept warm between groups, if any."""
+    host = _session._parked if _session is not None else None
+    return [host.pid] if host is not None and host.pid else []
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    if _session is not None:
+        _session.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+context.at_exit.append(close_all)

@@ -1,0 +1,155 @@
+"""Values that are too large for a frame: written to segments of ours, read from segments of others.
+
+A stored value travels as a *body*: marshal of (stream, buffers), where the stream is bytes or a *place*, buffers are
+places, and a place is (segment_id, offset, size_bytes, checksum or None).
+"""
+
+from __future__ import annotations
+
+import marshal
+import pickle
+import time
+from typing import TYPE_CHECKING, Any
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.store.reader import SegmentReader
+from scaleout._runtime.store.writer import SegmentWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from scaleout._runtime.store.segment import Extent
+
+
+class Exchange:
+    """A process's segments and its view of the segments of others.
+
+    `announce(segment_id, fd, size_bytes, is_on_disk)` is called when a body names a segment of ours for the first time.
+    """
+
+    def __init__(
+        self,
+        announce: Callable[[int, int, int, bool], None],
+        allowance_bytes: Callable[[], int],
+        spill_dir: str | None = None,
+        on_released: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._announce = announce
+        self._announced: set[int] = set()
+        self._writer = SegmentWriter(allowance_bytes=allowance_bytes, spill_dir=spill_dir or None)
+        self._reader = SegmentReader(on_released)
+        self.allocate = self._writer.allocate
+        self.fd_of = self._writer.fd_of
+        self.add = self._reader.add
+        self.drain_released = self._reader.drain_released
+        self._used_at = 0.0
+
+    # -- out -------------------------------------------------------------------------------------
+
+    def store(
+        self,
+        encoded: Any,
+        allocate: Callable[[int], Extent] | None = None,
+        extents: list[Extent] | None = None,
+        share: Callable[[memoryview, Callable[[], Any]], Any] | None = None,
+    ) -> bytes:
+        """Copy the large parts of an encoded value into our segments; returns the body.
+
+        `extents` collects every range the body names. On failure what was allocated is freed. `share(buffer, make)`
+        may answer with the place of an equal buffer that is stored already.
+        """
+        allocate = allocate or self.allocate
+        written: list[Extent] = []
+        try:
+            if encoded.size_bytes > limits.INLINE_BYTES:
+                stream: Any = self._put(encoded.chunks, encoded.size_bytes, allocate, written)
+            else:
+                stream = b"".join(encoded.chunks)
+            buffers = []
+            for buffer in encoded.buffers:
+                if share is None:
+                    place = self._put([buffer], buffer.nbytes, allocate, written)
+                else:
+                    place = share(buffer, lambda buffer=buffer: self._put([buffer], buffer.nbytes, allocate, written))
+                    if extents is not None and place[:3] not in written:
+                        extents.append(place[:3])
+                buffers.append(place)
+        except BaseException:
+            if extents is None:
+                self.free(written)
+            else:
+                extents.extend(written)  # the caller counts uses, so it lets go of them
+            raise
+        if extents is not None:
+            extents.extend(written)
+        for segment_id in {extent[0] for extent in written} - self._announced:
+            self._announced.add(segment_id)
+            self._announce(segment_id, *self.fd_of(segment_id))
+        return marshal.dumps((stream, buffers))
+
+    def _put(
+        self, chunks: list[Any], size_bytes: int, allocate: Callable[[int], Extent], written: list[Extent]
+    ) -> tuple[Any, ...]:
+        extent = allocate(size_bytes)
+        written.append(extent)
+        return (*extent, self._writer.write(extent, chunks))
+
+    def free(self, extents: Iterable[Extent]) -> None:
+        """Nobody reads these ranges of ours any more."""
+        self._used_at = time.monotonic()
+        for extent in extents:
+            self._writer.free(extent)
+        if self._writer.free_warm_bytes > limits.WARM_BYTES:
+            self._writer.trim(limits.WARM_BYTES)
+
+    @property
+    def has_warm_pages(self) -> bool:
+        return self._writer.free_warm_bytes > 0
+
+    @property
+    def used_bytes(self) -> int:
+        return self._writer.used_bytes
+
+    def trim(self) -> None:
+        """Give all free warm pages back to the system."""
+        self._writer.trim(0)
+
+    def trim_if_idle(self, idle_s: float) -> bool:
+        """Trim if nothing was freed for that long; True if nothing is left to trim."""
+        if time.monotonic() - self._used_at >= idle_s * 0.9:
+            self.trim()
+        return not self.has_warm_pages
+
+    # -- in --------------------------------------------------------------------------------------
+
+    def open(self, body: bytes) -> tuple[Any, list[memoryview]]:
+        """The stream and the buffers of a body; all are views that pin what they show."""
+        stream, buffers = marshal.loads(body)
+        if type(stream) is tuple:
+            stream = self._reader.open(stream[:3], stream[3])
+        return stream, [self._reader.open(place[:3], place[3]) for place in buffers]
+
+    def load(self, body: bytes) -> Any:
+        """The value."""
+        stream, buffers = self.open(body)
+        return pickle.loads(stream, buffers=buffers)
+
+    def writer_died(self, segment_id: int, keep: list[Extent]) -> None:
+        """Whoever wrote this segment is gone: what no view pins is given back now, the rest with its last view.
+
+        `keep` are ranges that are still to be opened: the segment stays known until this is called without any.
+        """
+        self._reader.punch_unpinned(segment_id, keep)
+        if not keep:
+            self._reader.drop_segment(segment_id)
+
+    def retain_pinned(self) -> None:
+        self._reader.retain_pinned()
+
+    def forget(self) -> None:
+        """In a forked child: let go without disturbing views that are alive."""
+        self._reader.forget()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()

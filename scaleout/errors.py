@@ -1,0 +1,93 @@
+"""Every exception that scaleout itself raises, as one small tree ordered by who must act.
+
+All of them pickle with their attributes. Exceptions of the user's own code are never wrapped: a task that raises
+ValueError raises ValueError where its result is asked for. The shims raise the standard library's own exceptions
+wherever the module they stand for has one.
+"""
+
+from __future__ import annotations
+
+
+class ScaleoutError(Exception):
+    """Base of all errors below. `facts` become attributes."""
+
+    def __init__(self, message: str = "", **facts: object) -> None:
+        super().__init__(message)
+        self.__dict__.update(facts)
+
+
+# -- the caller must act --------------------------------------------------------------------------
+
+
+class SettingsError(ScaleoutError, ValueError):
+    """A SCALEOUT_* variable has a value that is not accepted."""
+
+
+class TaskUnpicklingError(ScaleoutError):
+    """A worker could not rebuild the function or the arguments of a call; the original error is the cause."""
+
+
+class ResultUnpicklingError(ScaleoutError):
+    """A result reached the caller but could not be rebuilt there; the original error is the cause."""
+
+
+class InitializerError(ScaleoutError):
+    """The initializer of a worker group failed in several workers in a row; no task of the group can run."""
+
+
+class NestingLimitError(ScaleoutError):
+    """Pools inside pools deeper than the limit: most likely a recursion without an end."""
+
+
+class ProcessLimitError(ScaleoutError):
+    """More worker processes at once than SCALEOUT_MAX_PROCESSES allows."""
+
+
+class StoreFullError(ScaleoutError):
+    """An object fits neither into the store's memory budget nor onto the disk it spills to."""
+
+
+class SessionClosedError(ScaleoutError):
+    """The session ended while, or before, this result was awaited."""
+
+
+class CallInterruptedError(ScaleoutError):
+    """The call was given up when Ctrl-C interrupted the wait for it; it will have no result."""
+
+
+class ForeignSessionError(ScaleoutError):
+    """The result belongs to the process that this one was forked from; only that process can wait for it."""
+
+
+# -- lost work, after retries ---------------------------------------------------------------------
+
+
+class WorkerDiedError(ScaleoutError):
+    """The worker that ran this item died, and so did every retry.
+
+    Attributes: `attempts` (how often the item was started), `exitcode` (negative: minus the signal's number, None
+    if unknown), `item_index` (position in the chunk or iterable of the item that was running, None for single calls).
+    """
+
+    attempts: int
+    exitcode: int | None
+    item_index: int | None
+
+
+class OutOfMemoryError(WorkerDiedError):
+    """The system killed the worker for want of memory, and so it did with the retries."""
+
+
+class ObjectLostError(ScaleoutError):
+    """An object's bytes are gone or damaged and cannot be made again."""
+
+
+class OwnerDiedError(ObjectLostError):
+    """The process that owned the object died."""
+
+
+# -- a bug of ours --------------------------------------------------------------------------------
+
+
+class InternalError(ScaleoutError):
+    """scaleout broke a rule of its own; please report it with the message."""
