@@ -7,13 +7,14 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from compat_tests import report, suites, surface
 from compat_tests.suite import ExclusionError, Suite, load_suite
-from compat_tests.supervise import RunnerError, SuiteResult, Supervisor
+from compat_tests.supervise import RunnerError, SuiteResult, Supervisor, runner_environ
 
 OK, REGRESSION, CANNOT_RUN = 0, 1, 2
 # The slowest, 200 workers, takes 9 s on two idle cores with the stdlib's Pool; machines of CI are slower and busier.
@@ -106,10 +107,15 @@ def _is_installed(module: str) -> bool:
 
 def _require_script_import(script: str) -> None:
     """Upstream runs scripts with ``python -I``: there too, the class must be scaleout's and from the same files."""
-    flags: tuple[tuple[str, ...], ...] = ((), ("-I",))
-    here, isolated = (
-        subprocess.run([sys.executable, *f, "-c", script], capture_output=True, text=True, timeout=60) for f in flags
-    )
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *flags, "-c", script]
+        with tempfile.TemporaryDirectory() as elsewhere:  # as the tests: not where this tree is found by itself
+            return subprocess.run(
+                command, cwd=elsewhere, env=runner_environ(), capture_output=True, text=True, timeout=60
+            )
+
+    here, isolated = run(), run("-I")
     if here.returncode:
         raise RunnerError(f"scaleout does not work here:\n{here.stderr}")
     if isolated.stdout != here.stdout:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FILE_VARIABLE = "SCALEOUT_COMPAT_EVIDENCE"
-SABOTAGE_VARIABLE = "SCALEOUT_COMPAT_SABOTAGE"
+# Not SCALEOUT_...: the library warns about settings that it does not know, on the stderr that tests compare.
+FILE_VARIABLE = "COMPAT_TESTS_EVIDENCE"
+SABOTAGE_VARIABLE = "COMPAT_TESTS_SABOTAGE"
 
 
 class Sabotaged(Exception):

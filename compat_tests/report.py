@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from compat_tests.supervise import ROOT, SuiteResult
 
 DOCUMENT = ROOT / "docs" / "compatibility.md"
+# The line of a traceback that names the exception; the diff of a long assertion message may follow it.
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt|Empty|Full|Failure|Warning|Sabotaged)\b(:|$)")
 NOT_PROVIDED = "not yet provided by scaleout (stdlib re-export)"
 
 
@@ -60,7 +63,7 @@ def text(run: Run) -> str:
         lines.append(
             f"{suite.name}: {counts}, {len(suite.not_provided)} {NOT_PROVIDED}{deselected}; {suite.total} installed"
         )
-        lines += [f"  FAILED   {test}: {_last_line(detail)}" for test, detail in sorted(suite.failed.items())]
+        lines += [f"  FAILED   {test}: {_gist(detail)}" for test, detail in sorted(suite.failed.items())]
         lines += [f"  PROBLEM  {problem}" for problem in suite.problems]
         lines += [f"  excluded {tests} -- {reason}" for reason, tests in _by_reason(suite.excluded)]
     return "\n".join(lines)
@@ -103,7 +106,7 @@ def _section(suite: SuiteResult) -> str:
     if suite.skipped:
         return "\n".join([*lines, f"Skipped: {suite.skipped}."])
     lines += [f"- passed: {_by_class(suite.passed)}" if suite.passed else "- passed: none"]
-    lines += [f"- **failed**: `{test}`: {_last_line(detail)}" for test, detail in sorted(suite.failed.items())]
+    lines += [f"- **failed**: `{test}`: {_gist(detail)}" for test, detail in sorted(suite.failed.items())]
     lines += [f"- **problem**: {problem}" for problem in suite.problems]
     lines += [f"- excluded: {tests} -- {reason}" for reason, tests in _by_reason(suite.excluded)]
     if suite.not_provided:
@@ -128,6 +131,8 @@ def _by_reason(excluded: dict[str, str]) -> list[tuple[str, str]]:
     ]
 
 
-def _last_line(detail: str) -> str:
-    lines = [line.strip() for line in detail.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no detail"
+def _gist(detail: str) -> str:
+    """The line that says what went wrong: the last exception of a traceback, otherwise the first line."""
+    lines = detail.strip().splitlines() or ["no detail"]
+    exceptions = [line for line in lines if _EXCEPTION.match(line)]
+    return (exceptions[-1] if exceptions else lines[0])[:200]

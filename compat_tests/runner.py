@@ -20,7 +20,7 @@ from typing import Any
 from compat_tests import evidence
 from compat_tests.suite import CHILD, HERE, SCRIPT, Suite, load_suite
 
-TIMEOUT_VARIABLE = "SCALEOUT_COMPAT_TIMEOUT_S"
+TIMEOUT_VARIABLE = "COMPAT_TESTS_TIMEOUT_S"
 
 
 class EventLog:

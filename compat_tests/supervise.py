@@ -187,8 +187,7 @@ class Supervisor:
         work = directory / "work"  # upstream writes files into the current directory
         work.mkdir()
         marker = str(directory / "evidence")  # also marks every process that the runner starts
-        environ = dict(os.environ)
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+        environ = runner_environ()
         environ[evidence.FILE_VARIABLE] = marker
         environ[TIMEOUT_VARIABLE] = str(self._timeout_s)
         environ.pop(evidence.SABOTAGE_VARIABLE, None)
@@ -233,6 +232,12 @@ class Supervisor:
                 end.output = _stacks_of(pid for pid in _pids_of(process.pid, marker) if pid != process.pid)
                 return
             time.sleep(POLL_S)
+
+
+def runner_environ() -> dict[str, str]:
+    """The environment of runners: the harness importable, after whatever PYTHONPATH puts under test."""
+    path = filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 class _Tail:

@@ -21,11 +21,11 @@ import os
 import threading
 
 from scaleout._runtime.base import context
+from scaleout._runtime.base.limits import EAGER_ITEMS, FEED_TASKS
 from scaleout._runtime.base.settings import Settings
-from scaleout._runtime.client.embedded import EmbeddedSession, GroupHandle
 from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.core.tasks import Profile
-from scaleout._runtime.base.limits import EAGER_ITEMS, FEED_TASKS
+from scaleout._runtime.node.host import Host
 from scaleout._runtime.wire.frames import (
     ARGUMENT_NOT_PICKLED,
     ARGUMENT_NOT_UNPICKLED,
@@ -45,6 +45,10 @@ from scaleout._runtime.wire.frames import (
     TASK_RAISED,
     WORKER_DIED,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from scaleout._runtime.client.embedded import EmbeddedSession
 
 __all__ = [
     "ARGUMENT_NOT_PICKLED",
@@ -67,10 +71,10 @@ __all__ = [
     "TASK_RAISED",
     "WORKER_DIED",
     "Failure",
-    "GroupHandle",
     "Profile",
     "close_all",
     "close_idle",
+    "cpu_count",
     "default_session",
     "outcome",
     "warm_process_ids",
@@ -87,9 +91,29 @@ def default_session() -> EmbeddedSession:
     if session is None or session.is_closed:
         with _lock:
             if _session is None or _session.is_closed:
-                _session = EmbeddedSession(Settings.from_environ(os.environ))
+                _session = _open_session()
             session = _session
     return session
+
+
+def _open_session() -> EmbeddedSession:
+    """The zygote is started first, so that it comes up on another core while this process imports the rest."""
+    settings = Settings.from_environ(os.environ)
+    host = Host.start()
+    try:
+        from scaleout._runtime.client.embedded import EmbeddedSession
+
+        return EmbeddedSession(settings, host)
+    except BaseException:
+        host.close()
+        raise
+
+
+def cpu_count() -> int:
+    """How many CPUs this process may use, or SCALEOUT_NUM_CPUS."""
+    if _session is not None:
+        return _session.settings.num_cpus
+    return Settings.from_environ(os.environ).num_cpus
 
 
 def close_idle() -> None:

@@ -6,7 +6,10 @@ started clean, so objects are shared the way that spawned processes share them.
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 _SUBMODULES = frozenset(
     {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context as stdlib
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class ScaleoutContext(stdlib.SpawnContext):

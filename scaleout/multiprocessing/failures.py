@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Any
 
 from scaleout import errors
 from scaleout._runtime import session
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from scaleout._runtime.session import Failure
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from itertools import islice
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.session import FEED_TASKS
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable, Iterable, Iterator
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.session import (
     ARGUMENT_NOT_PICKLED,
@@ -21,6 +20,7 @@ from scaleout._runtime.session import (
     MAP_ITEMS,
     STARMAP_ITEMS,
     Profile,
+    cpu_count,
     default_session,
 )
 from scaleout.multiprocessing.feeder import Feeder, chunks_of
@@ -34,7 +34,9 @@ from scaleout.multiprocessing.results import (
 )
 from scaleout.multiprocessing.workers import PoolWorker
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable, Iterable, Iterator
 
 INIT = "INIT"
@@ -66,6 +68,7 @@ class Pool:
         max_retries: int | None = None,
     ) -> None:
         self._state = INIT
+        self._pid = os.getpid()
         if processes is None:
             processes = cpu_count()
         if processes < 1:
@@ -81,7 +84,6 @@ class Pool:
         self._initializer = initializer
         self._initargs = initargs
         self._maxtasksperchild = maxtasksperchild
-        self._pid = os.getpid()
         self._feeders: list[Feeder] = []
         self._group = default_session().open_group(
             processes,
@@ -339,14 +341,9 @@ class Pool:
     def __del__(self, _warn: Any = warnings.warn, _run: str = RUN) -> None:
         if self._state == _run:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
-        if self._state in (_run, CLOSE) and self._pid == os.getpid():
+        if self._state in (_run, CLOSE) and self._pid == os.getpid() and not self._group.has_ended:
             self._group.terminate()
             self._at_exit.cancel()
-
-
-def cpu_count() -> int:
-    """How many CPUs this process may use."""
-    return default_session().settings.num_cpus
 
 
 def _end_group(group: Any) -> None:

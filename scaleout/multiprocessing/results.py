@@ -13,15 +13,15 @@ from __future__ import annotations
 import types
 from _thread import allocate_lock
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.session import OK, Failure, outcome
 from scaleout.multiprocessing.failures import exception_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable
 
-    from scaleout.multiprocessing.pool import Pool
 
 
 class ApplyResult:
@@ -29,8 +29,8 @@ class ApplyResult:
 
     _item_base = 0
 
-    def __init__(self, pool: Pool, callback: Callable[[Any], Any] | None, error_callback: Any) -> None:
-        self._pool: Pool | None = pool
+    def __init__(self, pool: Any, callback: Callable[[Any], Any] | None, error_callback: Any) -> None:
+        self._pool: Any | None = pool
         self._group = pool._group
         self._record: Any = None
         self._callback = callback
@@ -142,7 +142,7 @@ AsyncResult = ApplyResult
 class MapResult(ApplyResult):
     """The result of `Pool.map_async` and `starmap_async`: complete when every chunk is."""
 
-    def __init__(self, pool: Pool, chunksize: int, length: int, callback: Any, error_callback: Any) -> None:
+    def __init__(self, pool: Any, chunksize: int, length: int, callback: Any, error_callback: Any) -> None:
         super().__init__(pool, callback, error_callback)
         self._chunksize = chunksize
         self._length = length
@@ -185,8 +185,8 @@ class MapResult(ApplyResult):
 class IMapIterator:
     """The results of `Pool.imap`, in order. `next(timeout)` raises `multiprocessing.TimeoutError`."""
 
-    def __init__(self, pool: Pool, record: Any, buffersize: int | None = None) -> None:
-        self._pool: Pool | None = pool
+    def __init__(self, pool: Any, record: Any, buffersize: int | None = None) -> None:
+        self._pool: Any | None = pool
         self._group = pool._group
         self._record = record
         self._items: deque[tuple[int, int, Any]] = deque()
@@ -270,7 +270,7 @@ class IMapIterator:
 
 
 class _Ordered(IMapIterator):
-    def __init__(self, pool: Pool, record: Any, buffersize: int | None = None) -> None:
+    def __init__(self, pool: Any, record: Any, buffersize: int | None = None) -> None:
         super().__init__(pool, record, buffersize)
         self._early: dict[int, tuple[int, int, Any]] = {}
 

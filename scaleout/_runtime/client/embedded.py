@@ -10,9 +10,7 @@ import itertools
 import os
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
-from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.core.dispatch import Group
 from scaleout._runtime.core.tasks import Profile, Task
 from scaleout._runtime.node.owner import Owner, WorkerGroup
@@ -25,9 +23,12 @@ from scaleout._runtime.base import limits
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable, Iterable
 
+    from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.node.callables import CallableRecord
     from scaleout._runtime.node.host import Host
     from scaleout._runtime.node.peer import Peer
@@ -37,14 +38,14 @@ if TYPE_CHECKING:
 class EmbeddedSession:
     """One process's connection to the runtime inside it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, host: Host | None) -> None:
         self.settings = settings
         self.pid = os.getpid()
         self.book = DefinitionBook()
         self.encoder = Encoder(self.book)
         self.encode = self.encoder.encode
         self._owner: Owner | None = None
-        self._parked: Host | None = None
+        self._parked = host  # a zygote without work
         self._lock = threading.RLock()
         self._worker_ids = itertools.count(1)
         self.is_closed = False
@@ -246,6 +247,10 @@ class GroupHandle:
         """The workers at present; right after opening, waits until they have been asked for."""
         self._group.is_opened.wait()
         return list(self._group.peers)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._group.has_ended.is_set()
 
     @property
     def size(self) -> int:

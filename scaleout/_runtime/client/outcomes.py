@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
 
 from scaleout._runtime.node.stored import StoredResult
 from scaleout._runtime.wire import frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Failure:

@@ -27,13 +27,14 @@ Rejected: a global queue that workers pull from (a round trip per task), and sta
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.core import tasks as lifecycle
 from scaleout._runtime.core.tasks import FINISHED, Task, illegal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable, Iterable
 
 STARTING = 0

@@ -7,9 +7,12 @@ the caller, who gives it back to the allocator; only then may its pages be writt
 
 from __future__ import annotations
 
-from typing import Any
 
 from scaleout.errors import InternalError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class RangeTable:

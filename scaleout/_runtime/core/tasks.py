@@ -14,10 +14,10 @@ A pair that is not in a table is a bug: `illegal` raises with the task's story a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 
 from scaleout.errors import InternalError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.core.tasks import Profile
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable
 
     from scaleout._runtime.pickling.definitions import DefinitionBook

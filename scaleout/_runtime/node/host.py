@@ -12,12 +12,15 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
 
 from scaleout._runtime.base import context, limits
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
 from scaleout._runtime.wire.link import Link
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 CHANNEL_FD = 3
 

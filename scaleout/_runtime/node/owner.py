@@ -21,7 +21,6 @@ import threading
 import time
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.core.dispatch import Group
@@ -37,7 +36,9 @@ from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
 from scaleout._runtime.wire.link import Link
 from scaleout.errors import InternalError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable
 
     from scaleout._runtime.base.settings import Settings

@@ -5,12 +5,13 @@ from __future__ import annotations
 import marshal
 import os
 import threading
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import HEADER, frame
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable
 
     from scaleout._runtime.core.dispatch import Lane

@@ -13,9 +13,10 @@ import select
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable
 
 READABLE = select.POLLIN

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import marshal
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable
 
     from scaleout._runtime.store.exchange import Exchange

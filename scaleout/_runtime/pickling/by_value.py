@@ -12,6 +12,7 @@ import functools
 import marshal
 import pickle
 import sys
+import types
 from types import CellType, FunctionType, GetSetDescriptorType, MappingProxyType, MemberDescriptorType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -241,6 +242,9 @@ class ByValuePickler(pickle.Pickler):
             if reduced is not None:
                 return reduced
         elif not cls.__flags__ & _HEAP_TYPE:
+            for name, value in vars(types).items():
+                if value is cls:  # mappingproxy, cell: their own names lead nowhere
+                    return getattr, (types, name)
             return NotImplemented
         definition_id = self.definition_id_of(cls)
         class_id = rebuild.class_id_of(cls)

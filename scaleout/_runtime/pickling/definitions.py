@@ -164,7 +164,11 @@ class DefinitionBook:
 
     def needs_of_stream(self, stream: bytes, reads: Iterable[Key] = ()) -> tuple[int, ...]:
         """The needs of all names of by-value modules in a stream, and of names that by-value code in it reads."""
-        keys = [key for module in self.by_value_modules for key in self._names_in(stream, module)]
+        names = names_in_stream(stream)
+        if not self.markers and not reads and names is not None and len(names) == 1:
+            (name,) = names  # by far the most: one function, or instances of one class
+            return self.require("__main__", name) if name in _dict_of("__main__") else ()
+        keys = [key for module in self.by_value_modules for key in self._keys_in(stream, module, names)]
         parts = [self.require(*key) for key in keys]
         for key in reads:
             if key[1] in _dict_of(key[0]):
@@ -177,16 +181,22 @@ class DefinitionBook:
             return cached[1]
         return self._union(keys, parts)
 
-    def needs_of_text(self, stream: bytes, module_name: str) -> tuple[int, ...]:
-        """The needs of every name of a module that occurs in a stream at all: for one that must be sent a second time."""
-        names = [name for name in list(_dict_of(module_name)) if name.encode() in stream]
-        return self._union([], [self.require(module_name, name, is_strict=False) for name in names])
+    def needs_after_miss(self, stream: bytes, module_name: str) -> tuple[int, ...]:
+        """The needs of every name of a missing module, or one below it, that occurs in a stream at all.
 
-    def _names_in(self, stream: bytes, module_name: str) -> list[Key]:
+        The modules travel by value from now on.
+        """
+        keys = []
+        for name in list(sys.modules):
+            if (name == module_name or name.startswith(module_name + ".")) and name.encode() in stream:
+                self.add_by_value_module(name)
+                keys += [(name, attribute) for attribute in list(_dict_of(name)) if attribute.encode() in stream]
+        return self._union([], [self.require(*key, is_strict=False) for key in keys])
+
+    def _keys_in(self, stream: bytes, module_name: str, names: Iterable[str] | None) -> list[Key]:
         if module_name.encode() not in stream:
             return []
         defined = _dict_of(module_name)
-        names: Iterable[str] | None = names_in_stream(stream)
         if names is None:
             names = [name for name, value in list(defined.items()) if _may_be_global(value, module_name, name, stream)]
         return [(module_name, name) for name in sorted(names) if name in defined]
@@ -232,7 +242,7 @@ class _Build:
         bound: dict[Key, Definition] = {}
         held: dict[int, Definition] = {}
         absent: list[Key] = []
-        found = self.definition(root, "" if is_strict else None)
+        found = self.definition(root, is_strict)
         if found is None:
             raise AttributeError(f"module {root[0]!r} has no attribute {root[1]!r}")
         bound[root] = found
@@ -241,7 +251,7 @@ class _Build:
             definition = pending.pop()
             for key in definition.reads:
                 if key not in bound:
-                    found = self.definition(key, definition.key[1])
+                    found = self.definition(key)
                     if found is None:
                         absent.append(key)
                     else:
@@ -253,24 +263,24 @@ class _Build:
                     pending.append(other)
         return _Closure(root, bound, held, absent)
 
-    def definition(self, key: Key, reader: str | None) -> Definition | None:
-        """The present definition of a name. `reader` "": an error is raised; else it is why the name is wanted."""
+    def definition(self, key: Key, is_strict: bool = False) -> Definition | None:
+        """The present definition of a name; None if there is none. Strict: if it cannot be made, the error is raised."""
         value = _dict_of(key[0]).get(key[1], _MISSING)
         if value is _MISSING:
             return None
         known = self.made.get(key) or self.book._definitions.get(key)
         if known is None or known.value is not value:
-            known = self._make(key, value, reader)
+            known = self._make(key, value, is_strict)
         return known
 
-    def _make(self, key: Key, value: Any, reader: str | None) -> Definition:
+    def _make(self, key: Key, value: Any, is_strict: bool) -> Definition:
         definition = Definition(next(self.book._ids), key, value, self.book.forgotten)
         self.made[key] = definition
         holds: dict[int, Definition] = {}
         root = value if self.shared.get(id(value)) == key else _MISSING
 
         def resolve(other_key: Key) -> int | None:
-            other = self.definition(other_key, key[1])
+            other = self.definition(other_key)
             if other is None or self._would_be_endless(other):
                 return None
             holds[other.id] = other
@@ -282,11 +292,11 @@ class _Build:
         self._under_way.append(definition)
         try:
             stream, pickler = dump_by_value(make, (*key, value))
-        except Exception as error:  # reducers are user code
-            if reader == "":
+        except Exception as error:  # noqa: BLE001 - reducers are user code
+            if is_strict:
                 raise
             definition.error = error
-            stream, pickler = dump_by_value(make, (*key, _placeholder(key, value, reader, error)))
+            stream, pickler = dump_by_value(make, (*key, _placeholder(key, value, error)))
             holds.clear()
         finally:
             self._under_way.pop()
@@ -369,7 +379,7 @@ class _DefinitionPickler(ByValuePickler):
             return reduce(obj)
         if issubclass(kind, threading.local):
             return rebuild.make_local, (kind,)
-        if kind.__reduce__ is not object.__reduce__ and obj is self._root:
+        if obj is self._root and kind.__reduce__ is not object.__reduce__ and kind not in self.dispatch_table:
             reduced = obj.__reduce__()
             if isinstance(reduced, str):  # it goes by its name, and here it is that name which is made
                 return copyreg.__newobj__, (kind,), getattr(obj, "__dict__", None)  # type: ignore[attr-defined]
@@ -404,12 +414,11 @@ _WITHOUT_IDENTITY = frozenset(
 )
 
 
-def _placeholder(key: Key, value: Any, reader: str | None, error: Exception) -> rebuild.Unavailable:
+def _placeholder(key: Key, value: Any, error: Exception) -> rebuild.Unavailable:
     kind = type(value)
-    used_by = f" of {reader}()" if reader else ""
     text = (
-        f"the global {key[1]!r} of {key[0]} (a {kind.__module__}.{kind.__qualname__}){used_by} could not be sent to this "
-        f"worker: {type(error).__name__}: {error}"
+        f"the global {key[1]!r} of {key[0]} (a {kind.__module__}.{kind.__qualname__}) could not be sent to this worker: "
+        f"{type(error).__name__}: {error}"
     )
     if isinstance(error, RuntimeError) and "inheritance" in text:
         text += "; pass it as an initializer argument"

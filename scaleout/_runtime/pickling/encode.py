@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from scaleout._runtime.pickling import by_value, reducers
 from scaleout._runtime.pickling.by_value import LACKS_A_NAME, ByValuePickler, Policy
-from scaleout._runtime.pickling.names import join_frames
+from scaleout._runtime.pickling.names import STACK_GLOBAL, join_frames
 from scaleout._runtime.pickling.stream import OUT_OF_BAND_BYTES, Encoded, Stream
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Encoder:
         size = len(data)
         if size <= POOLED_STREAM_BYTES and len(pool) < MAX_POOLED:
             pool.append(entry)
-        if b"__main__" in data or self._book.markers:
+        if STACK_GLOBAL in data:  # a byte is found four times as fast as a name
             needs = self._needs_of(data)
             if needs is None:
                 return self._encode_by_value(obj, hint)
@@ -115,25 +115,22 @@ class Encoder:
         Only with a DefinitionBook. From now on the module travels by value.
         """
         book: Any = self._book
-        book.add_by_value_module(module_name)
-        return book.needs_of_text(stream, module_name)
+        needs: tuple[int, ...] = book.needs_after_miss(stream, module_name)
+        return needs
 
     # -- the rare paths --------------------------------------------------------------------------------
 
     def _finish(self, stream: Stream, obj: Any, hint: Hint | None) -> Encoded:
         """A stream of several chunks, or with buffers. Its pickler goes, and with it what its memo holds."""
-        frames = join_frames(stream.chunks)
-        needs: tuple[int, ...] | None = _NOTHING
-        if b"__main__" in frames or self._book.markers:
-            needs = self._needs_of(frames)
-            if needs is None:
-                return self._encode_by_value(obj, hint)
+        needs = self._needs_of(join_frames(stream.chunks))
+        if needs is None:
+            return self._encode_by_value(obj, hint)
         return stream.finish(needs)
 
     def _needs_of(self, frames: bytes) -> tuple[int, ...] | None:
-        markers = self._book.markers
-        if b"__main__" in frames or any(marker in frames for marker in markers):
-            return self._book.needs_of_stream(frames)
+        book = self._book
+        if b"__main__" in frames or (book.markers and any(marker in frames for marker in book.markers)):
+            return book.needs_of_stream(frames)
         return _NOTHING
 
     def _encode_by_value(self, obj: Any, hint: Hint | None) -> Encoded:

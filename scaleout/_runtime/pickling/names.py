@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 NAME_CHUNK_BYTES = 256 * 1024
 """A stream is written in frames of at most about 192 KiB, and what is larger is one object's raw bytes: no names there."""
 
-_STACK_GLOBAL = b"\x93"
+STACK_GLOBAL = 0x93
+"""The opcode behind the name of each global: a stream without this byte has none."""
+
+_STACK_GLOBAL = bytes([STACK_GLOBAL])
 _MEMOIZE, _SHORT_STRING, _GET, _LONG_GET, _FRAME = 0x94, b"\x8c", 0x68, 0x6A, 0x95
 
 

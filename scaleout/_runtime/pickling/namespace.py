@@ -175,8 +175,20 @@ class Namespace:
             try:
                 module = importlib.import_module(name)
             except Exception:  # noqa: BLE001 - the module is the user's, and this is why it travels
-                module = sys.modules[name] = ModuleType(name, "Made by scaleout of what was sent: it cannot be imported here.")
+                module = _make_module(name)
         return module
+
+
+def _make_module(name: str) -> ModuleType:
+    """An empty module, below packages that are as empty if need be: pickle imports a module from its top."""
+    parent, _, own_name = name.rpartition(".")
+    module = sys.modules[name] = ModuleType(name, "Made by scaleout of what was sent: it cannot be imported here.")
+    if parent:
+        package = sys.modules.get(parent) or _make_module(parent)
+        if not hasattr(package, "__path__"):
+            package.__path__ = []
+        setattr(package, own_name, module)
+    return module
 
 
 class _DefinitionUnpickler(pickle.Unpickler):

@@ -217,7 +217,7 @@ def make_context_var(name: str, default: tuple[Any, ...]) -> Any:
 
 
 class Unavailable:
-    """Stands for a global that could not be sent; whatever is done with it raises TypeError and says why."""
+    """Stands for a global that could not be sent. Whatever is done with it raises TypeError, which says why and where."""
 
     def __init__(self, message: str) -> None:
         object.__setattr__(self, "_message", message)
@@ -231,21 +231,23 @@ class Unavailable:
     def __getattribute__(self, name: str) -> Any:
         if name in ("__class__", "__reduce_ex__", "__reduce__", "__repr__", "__module__"):
             return object.__getattribute__(self, name)
-        raise TypeError(object.__getattribute__(self, "_message"))
+        return _refuse(self)
 
 
 def _refuse(self: Unavailable, *arguments: Any, **keywords: Any) -> Any:
-    raise TypeError(object.__getattribute__(self, "_message"))
+    frame = sys._getframe(1)
+    if frame.f_code is Unavailable.__getattribute__.__code__ and frame.f_back is not None:
+        frame = frame.f_back
+    message = object.__getattribute__(self, "_message")
+    raise TypeError(f"{message} (used in {frame.f_code.co_name}())")
 
 
-_BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor".split()
-_OTHER = """
-    call bool len iter next reversed contains getitem setitem delitem setattr delattr enter exit aenter aexit await aiter
-    anext str bytes format hash index int float complex round trunc floor ceil neg pos abs invert eq ne lt le gt ge dir
-    length_hint fspath get set delete instancecheck subclasscheck copy deepcopy mro_entries
+_ARITHMETIC = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor".split()
+_REFUSED = """
+    call bool len iter next reversed contains getitem setitem delitem setattr delattr enter exit aenter aexit await
+    aiter anext str bytes format hash index int float complex round trunc floor ceil neg pos abs invert eq ne lt le gt
+    ge dir length_hint fspath instancecheck subclasscheck copy deepcopy mro_entries
 """.split()
-for _name in [*_OTHER, *_BINARY, *("r" + name for name in _BINARY), *("i" + name for name in _BINARY)]:
+for _name in (*_REFUSED, *(prefix + name for prefix in ("", "r", "i") for name in _ARITHMETIC)):
     setattr(Unavailable, f"__{_name}__", _refuse)
-for _name in ("get", "set", "delete"):  # a class attribute of this kind would become a descriptor
-    delattr(Unavailable, f"__{_name}__")
 del _name

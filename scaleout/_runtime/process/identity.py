@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from multiprocessing import process
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class WorkerProcess(process.BaseProcess):

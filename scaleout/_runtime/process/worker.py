@@ -17,7 +17,6 @@ import socket
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.base import context, limits
 from scaleout._runtime.process import identity, initargs
@@ -26,7 +25,9 @@ from scaleout._runtime.wire.control_page import CLAIMED, IN_USER_CODE, ITEM_INDE
 from scaleout._runtime.wire.frames import HEADER, frame
 from scaleout._runtime.wire.link import Link
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable
     from types import FrameType
 

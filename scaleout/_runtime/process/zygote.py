@@ -20,13 +20,14 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
 from scaleout._runtime.wire.link import Link
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import marshal
 import pickle
 import time
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.store.reader import SegmentReader
 from scaleout._runtime.store.writer import SegmentWriter
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
     from collections.abc import Callable, Iterable
 
     from scaleout._runtime.store.segment import Extent

@@ -179,9 +179,8 @@ class SegmentReader:
             opening.is_retained = True
 
     def forget(self) -> None:
-        """Drop everything: for a child after fork, where living views stay valid, nothing is reported to the parent's
-        `on_released`, and other threads, which do not exist there, may have held the turn. The reader is empty
-        afterwards."""
+        """Drop everything: for a child after fork, where living views stay valid and nothing is reported to the
+        parent's `on_released`. The reader is empty afterwards and can be used again."""
         segments = list(self._segments.values())
         self._start_empty()  # and with the weak references go their callbacks
         for segment in segments:
@@ -212,8 +211,10 @@ class SegmentReader:
         segment = opening.segment
         segment.unclaim(*_page_range(opening.extent), opening.number)
         segment.openings.discard(opening.number)
-        if self._openings.pop(opening.number, None) is not None and not opening.is_retained:
-            self._settled.append(opening.extent)
+        if opening.is_retained:
+            del self._openings[opening.number]
+        else:
+            self._settled.append(self._openings.pop(opening.number).extent)
         self._close_if_unused(opening.extent[0])
 
     def _close_if_unused(self, segment_id: int) -> None:
