@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -13,6 +14,7 @@ from benchmarks.registry import EXPERIMENTS, ROW_NAMES
 from benchmarks.runner import Outcome, run
 
 FULL_REPEAT, QUICK_REPEAT = 5, 3
+BUSY_LOAD = 0.5  # processes that were already running, on average over a minute
 
 
 def _arguments() -> argparse.Namespace:
@@ -41,6 +43,7 @@ def main() -> int:
     experiments = [e for e in EXPERIMENTS if any(r.name in arguments.rows for r in e.rows)]
     outcomes: dict[str, dict[str, Outcome]] = {}
     start = time.monotonic()
+    load = os.getloadavg()[0]
     for number, experiment in enumerate(experiments, 1):
 
         def say(what: str, where: str = f"[{number}/{len(experiments)}] {experiment.name}") -> None:
@@ -59,6 +62,8 @@ def main() -> int:
     notes = report.notes(outcomes)
     if arguments.quick:
         notes.insert(0, "quick run: sizes and repetitions are smaller than the table says")
+    if load > BUSY_LOAD:
+        notes.insert(0, f"the machine was busy at the start (load {load:.1f}): even ratios are unsure")
     print(*report.machine(), report.as_text(report.table(lines)), sep="\n")
     print(f"{report.summary(lines)}; {time.monotonic() - start:.0f} s", *notes, sep="\n")
     if arguments.json:

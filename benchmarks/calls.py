@@ -135,6 +135,7 @@ EXPERIMENTS = (
         "apply-busy",
         apply_beside_busy_thread,
         (Row("apply-busy", "the same while a driver thread computes", "s", at_most=1.2),),
+        repeat_factor=3,
     ),
     Experiment(
         "apply-async",

@@ -192,15 +192,16 @@ class Pool:
         result._record = record
         profile = Profile()
         count = result._left
-        submit = group.batch(record, how, result, profile)
+        batch = group.batch(record, how, result, profile, shares=True)
         index = 0
         try:
-            for index, chunk in enumerate(chunks_of(items, chunksize)):
-                submit(index, chunk)
-            index += 1
+            for chunk in chunks_of(items, chunksize):
+                batch.submit(index, chunk)
+                index += 1
         except Exception as error:  # the iterable's own
             group.fail(result, index, error)
             index += 1
+        batch.end()
         for missing in range(index, count):  # a __len__ that promised more than there was
             group.fail(result, missing, RuntimeError(f"{type(items).__name__} ended before its len()"))
         return result
@@ -244,7 +245,7 @@ class Pool:
         result = kind(self, record, buffersize)
         size = None if chunksize == 1 else chunksize
         how = CALL_ITEM if size is None else MAP_ITEMS
-        submit = group.batch(record, how, result, Profile() if size else None)
+        submit = group.batch(record, how, result, Profile() if size else None, shares=False).submit
         if buffersize is None and type(iterable) in (list, tuple, range) and len(iterable) <= EAGER_ITEMS:  # type: ignore[arg-type]
             count = 0
             for chunk in chunks_of(iterable, size):

@@ -10,6 +10,7 @@ completes the result releases all locks on the list, so no wake-up is lost and n
 
 from __future__ import annotations
 
+import time
 import types
 from _thread import allocate_lock
 from collections import deque
@@ -100,14 +101,21 @@ class ApplyResult:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the result is there or `timeout` seconds have passed."""
-        if self._is_ready:
-            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._is_ready:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            self._wait_once(left)
+
+    def _wait_once(self, timeout: float | None) -> None:
+        """Wait until something happens, at most `timeout` seconds."""
         lock = allocate_lock()
         lock.acquire()
         try:
             self._waiters.append(lock)
             if not self._is_ready:
-                lock.acquire(True, -1 if timeout is None else max(0.0, timeout))
+                lock.acquire(True, -1 if timeout is None else timeout)
         except KeyboardInterrupt:
             self._group.drop(self)
             raise
@@ -146,7 +154,8 @@ class MapResult(ApplyResult):
         super().__init__(pool, callback, error_callback)
         self._chunksize = chunksize
         self._length = length
-        self._chunks: dict[int, Any] = {}
+        self._chunks: deque[tuple[int, Any]] = deque()  # arrived, not yet unpickled
+        self._values: dict[int, tuple[bool, Any]] = {}
         self._first_failure: Any = None
         self._left = 0
         if chunksize <= 0:
@@ -157,25 +166,47 @@ class MapResult(ApplyResult):
             self._left = -(-length // chunksize)
 
     def deliver(self, index: int, status: int, payload: Any) -> None:
-        self._left -= 1
         if status == OK:
-            self._chunks[index] = payload
+            self._chunks.append((index, payload))
         elif self._first_failure is None:
             self._first_failure = (index, status, payload)
+        self._left -= 1
         if self._left == 0:
-            self._raw = (self._first_failure, self._chunks)
-            self._chunks = {}
+            self._raw = True
             self._complete()
+        else:
+            waiters = self._waiters
+            while waiters:
+                waiters.pop().release()
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The list of values, or the first exception raised. Chunks are unpickled as they come."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._is_ready and self._callback is None:
+            if self._chunks:
+                with self._lock:
+                    self._decode_chunks()
+                continue
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            self._wait_once(left)
+        return super().get(0 if self._is_ready or deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _decode_chunks(self) -> None:
+        while self._chunks:
+            index, payload = self._chunks.popleft()
+            self._values[index] = outcome(OK, payload)
 
     def _decode(self, raw: Any) -> tuple[bool, Any]:
-        first_failure, chunks = raw
-        if first_failure is not None:
-            index, status, payload = first_failure
+        self._decode_chunks()
+        if self._first_failure is not None:
+            index, status, payload = self._first_failure
             _, failure = outcome(status, payload)
             return False, exception_of(failure, index * self._chunksize)
         values: list[Any] = []
-        for index in range(len(chunks)):
-            success, value = outcome(OK, chunks.pop(index))
+        for index in range(len(self._values)):
+            success, value = self._values.pop(index)
             if not success:
                 return False, exception_of(value, index * self._chunksize)
             values.extend(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from functools import partial
 
 from scaleout._runtime.core.dispatch import Group
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.host import Host
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.pickling.encode import Encoded
+
+
+HAND_OVER_SECONDS = 0.0005
+"""A map that pickles for longer lets the reactor run in between."""
 
 
 class EmbeddedSession:
@@ -201,13 +206,22 @@ class GroupHandle:
     def finished(self, record: CallableRecord) -> None:
         self._owner.callables.release(record)
 
-    def submit(self, record: CallableRecord, how: int, value: Any, sink: Any, index: int, profile: Profile | None = None) -> None:
+    def submit(
+        self,
+        record: CallableRecord,
+        how: int,
+        value: Any,
+        sink: Any,
+        index: int,
+        profile: Profile | None = None,
+        share: Callable[[memoryview], Any] | None = None,
+    ) -> None:
         """Pickle `value` here and now, and queue the call; what goes wrong in pickling reaches the sink."""
         try:
             encoded = self._encode(value)
             stored = None
             if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
-                payload, stored = self._owner.store(encoded)
+                payload, stored = self._owner.store(encoded, share)
                 how |= frames.STORED
             else:
                 chunks = encoded.chunks
@@ -219,18 +233,21 @@ class GroupHandle:
             Task(self._group, record, how, payload, encoded.needs, stored, sink, index, profile or record.profile)
         )
 
-    def batch(self, record: CallableRecord, how: int, sink: Any, profile: Profile | None) -> Callable[[int, Any], None]:
-        """`submit` with all but the index and the value fixed, for the calls of one map."""
-        submit = self.submit
-
-        def submit_next(index: int, value: Any) -> None:
-            submit(record, how, value, sink, index, profile)
-
-        return submit_next
+    def batch(self, record: CallableRecord, how: int, sink: Any, profile: Profile | None, *, shares: bool) -> Batch:
+        """For the calls of one map: `submit` with all but the index and the value fixed."""
+        return Batch(self, record, how, sink, profile, shares)
 
     def fail(self, sink: Any, index: int, error: BaseException) -> None:
         """Deliver a failure that was found before anything could be submitted."""
         self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
+
+    def hand_over(self) -> None:
+        """Wait until the reactor has sent what was submitted so far. A thread that pickles without a pause would
+        otherwise keep the interpreter lock for 5 ms at a time, and the workers idle."""
+        done = threading.Lock()
+        done.acquire()
+        self._post(done.release)
+        done.acquire(True, 1.0)
 
     def post(self, function: Callable[[], None]) -> None:
         """Run on the runtime's thread, after everything submitted so far. Must be quick, and no user code."""
@@ -275,3 +292,54 @@ class GroupHandle:
             return False
         self._owner.join_if_over()
         return True
+
+
+class Batch:
+    """The calls of one map on their way.
+
+    With `shares`, a large buffer that occurs in several of them is stored once: the items are all there before the first
+    is pickled, so the same memory means the same content. Never for items that a generator makes.
+    """
+
+    def __init__(
+        self, group: GroupHandle, record: CallableRecord, how: int, sink: Any, profile: Profile | None, shares: bool
+    ) -> None:
+        self._group = group
+        self._fixed = (record, how, sink, profile)
+        self._stored: dict[tuple[int, int], tuple[Any, memoryview]] = {}
+        self._share = self._place_of if shares else None
+        self._handed_over_at = time.monotonic()
+
+    def submit(self, index: int, value: Any) -> None:
+        record, how, sink, profile = self._fixed
+        group = self._group
+        group.submit(record, how, value, sink, index, profile, self._share)
+        now = time.monotonic()
+        if now - self._handed_over_at > HAND_OVER_SECONDS:
+            group.hand_over()
+            self._handed_over_at = time.monotonic()
+
+    def _place_of(self, buffer: memoryview) -> Any:
+        key = (_address_of(buffer.obj), buffer.nbytes)
+        owner = self._group._owner
+        found = self._stored.get(key)
+        if found is None:
+            extent = owner._allocate(buffer.nbytes)  # held once, by this batch
+            place = (*extent, owner.exchange.write(extent, [buffer]))
+            found = self._stored[key] = (place, buffer)
+        place = found[0]
+        owner.post(partial(owner.hold, [place[:3]]))
+        return place
+
+    def end(self) -> None:
+        """All is submitted: what is shared now lives by the calls that use it."""
+        if self._stored:
+            self._group._owner.release_extents([place[:3] for place, _ in self._stored.values()])
+            self._stored = {}
+
+
+def _address_of(exporter: Any) -> int:
+    """What identifies the memory that `exporter` shows, as long as it lives: an array made anew over the same data (as
+    pickling one in Fortran order does) has the same."""
+    interface = getattr(exporter, "__array_interface__", None)
+    return interface["data"][0] if isinstance(interface, dict) else id(exporter)

@@ -115,11 +115,19 @@ class Owner:
     def submit(self, task: Task) -> None:
         self.post(task)
 
-    def store(self, encoded: Encoded) -> tuple[bytes, list[tuple[int, ...]]]:
-        """Copy what is large into segments of ours; returns (body that names the places, the extents it names)."""
-        exchange = self.exchange
+    def store(
+        self, encoded: Encoded, share: Callable[[memoryview], Any] | None = None
+    ) -> tuple[bytes, list[tuple[int, ...]]]:
+        """Copy what is large into segments of ours; returns (body that names the places, the extents it names).
+
+        Each extent is held once for the caller, those that `share` answered with included.
+        """
         extents: list[tuple[int, ...]] = []
-        body = exchange.store(encoded, self._allocate, extents)
+        try:
+            body = self.exchange.store(encoded, self._allocate, extents, share)
+        except BaseException:
+            self.release_extents(extents)
+            raise
         return body, extents
 
     def hold(self, extents: list[tuple[int, ...]]) -> None:

@@ -41,6 +41,7 @@ class Exchange:
         self._reader = SegmentReader(on_released)
         self.allocate = self._writer.allocate
         self.fd_of = self._writer.fd_of
+        self.write = self._writer.write
         self.add = self._reader.add
         self.drain_released = self._reader.drain_released
         self._used_at = 0.0
@@ -52,12 +53,12 @@ class Exchange:
         encoded: Any,
         allocate: Callable[[int], Extent] | None = None,
         extents: list[Extent] | None = None,
-        share: Callable[[memoryview, Callable[[], Any]], Any] | None = None,
+        share: Callable[[memoryview], Any] | None = None,
     ) -> bytes:
         """Copy the large parts of an encoded value into our segments; returns the body.
 
-        `extents` collects every range the body names. On failure what was allocated is freed. `share(buffer, make)`
-        may answer with the place of an equal buffer that is stored already.
+        `extents` collects every range the body names, also on failure, when the caller counts uses; without it, what was
+        allocated is freed on failure. `share(buffer)` may answer with the place of the same buffer stored before.
         """
         allocate = allocate or self.allocate
         written: list[Extent] = []
@@ -68,18 +69,17 @@ class Exchange:
                 stream = b"".join(encoded.chunks)
             buffers = []
             for buffer in encoded.buffers:
-                if share is None:
+                place = share(buffer) if share is not None else None
+                if place is None:
                     place = self._put([buffer], buffer.nbytes, allocate, written)
-                else:
-                    place = share(buffer, lambda buffer=buffer: self._put([buffer], buffer.nbytes, allocate, written))
-                    if extents is not None and place[:3] not in written:
-                        extents.append(place[:3])
+                elif extents is not None:
+                    extents.append(place[:3])
                 buffers.append(place)
         except BaseException:
             if extents is None:
                 self.free(written)
             else:
-                extents.extend(written)  # the caller counts uses, so it lets go of them
+                extents.extend(written)
             raise
         if extents is not None:
             extents.extend(written)
