@@ -197,6 +197,8 @@ class Owner:
             item()
 
     def _settle(self) -> None:
+        if self._released:  # first, so that a worker has its ranges back before the next task wants one
+            self._report_released()
         for group in self.groups:
             core = group.core
             if core.ready or core.suspects or core.is_closing:
@@ -206,8 +208,6 @@ class Owner:
             if core.needs_tick and not self._tick_armed:
                 self._tick_armed = True
                 self.reactor.call_later(limits.STALL_SECONDS, self._tick)
-        if self._released:
-            self._report_released()
         if self.callables.forgotten:
             self._forget_callables()
         if self._dirty_links:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import builtins
 import copyreg
 import itertools
+import operator
 import sys
 import threading
 import weakref
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.pickling import rebuild, reducers
 from scaleout._runtime.pickling.by_value import SYSTEM_MODULES, ByValuePickler, dump_by_value, name_of
-from scaleout._runtime.pickling.names import names_in_stream
+from scaleout._runtime.pickling.names import NamesInStreams, module_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -100,19 +101,14 @@ class _Closure:
 
 
 def _dict_of(module_name: str) -> dict[str, Any]:
-    if module_name == SYSTEM_MODULES:
-        return sys.modules
-    module = sys.modules.get(module_name)
-    return module.__dict__ if module is not None else {}
+    return sys.modules if module_name == SYSTEM_MODULES else module_dict(module_name)
 
 
-class DefinitionBook:
+class DefinitionBook(NamesInStreams):
     """All definitions of one owner. Any thread may ask; user reducers may ask again from within."""
 
     def __init__(self, first_id: int = 1) -> None:
-        self.by_value_modules = {"__main__"}
-        self.markers: tuple[bytes, ...] = ()
-        """The names of by-value modules beside `__main__`, as they occur in a stream."""
+        super().__init__()
         self.forgotten: deque[int] = deque()
         """Ids that no payload can need any more: workers may drop them. Whoever tells them takes them with popleft()."""
         self._ids = itertools.count(first_id)
@@ -146,7 +142,7 @@ class DefinitionBook:
                 return
             mark = name.encode()
             self.by_value_modules.add(name)
-            self.markers = (*self.markers, mark)
+            self._key_by_head = {}
             # Code that reads the module must be looked at again; data is sent again only if it refers to the module.
             self._definitions = {
                 key: definition
@@ -164,11 +160,13 @@ class DefinitionBook:
 
     def needs_of_stream(self, stream: bytes, reads: Iterable[Key] = ()) -> tuple[int, ...]:
         """The needs of all names of by-value modules in a stream, and of names that by-value code in it reads."""
-        names = names_in_stream(stream)
-        if not self.markers and not reads and names is not None and len(names) == 1:
-            (name,) = names  # by far the most: one function, or instances of one class
-            return self.require("__main__", name) if name in _dict_of("__main__") else ()
-        keys = [key for module in self.by_value_modules for key in self._keys_in(stream, module, names)]
+        if not reads:
+            key = self.only_key(stream)
+            if key is not None:
+                return self.require(*key) if key else ()
+        keys = self.keys_in(stream)
+        if keys is None:
+            keys = [key for module in sorted(self.by_value_modules) for key in _keys_that_occur(stream, module)]
         parts = [self.require(*key) for key in keys]
         for key in reads:
             if key[1] in _dict_of(key[0]):
@@ -177,7 +175,7 @@ class DefinitionBook:
         if len(parts) <= 1:
             return parts[0] if parts else ()
         cached = self._unions.get(tuple(keys))
-        if cached is not None and all(map(_is, cached[0], parts)):
+        if cached is not None and all(map(operator.is_, cached[0], parts)):
             return cached[1]
         return self._union(keys, parts)
 
@@ -192,14 +190,6 @@ class DefinitionBook:
                 self.add_by_value_module(name)
                 keys += [(name, attribute) for attribute in list(_dict_of(name)) if attribute.encode() in stream]
         return self._union([], [self.require(*key, is_strict=False) for key in keys])
-
-    def _keys_in(self, stream: bytes, module_name: str, names: Iterable[str] | None) -> list[Key]:
-        if module_name.encode() not in stream:
-            return []
-        defined = _dict_of(module_name)
-        if names is None:
-            names = [name for name, value in list(defined.items()) if _may_be_global(value, module_name, name, stream)]
-        return [(module_name, name) for name in sorted(names) if name in defined]
 
     def _union(self, keys: Sequence[Key], parts: list[Needs]) -> Needs:
         held: dict[int, Definition] = {}
@@ -425,14 +415,15 @@ def _placeholder(key: Key, value: Any, error: Exception) -> rebuild.Unavailable:
     return rebuild.Unavailable(text)
 
 
-def _may_be_global(value: Any, module_name: str, name: str, stream: bytes) -> bool:
-    if name.encode() not in stream:
-        return False
-    try:
-        return getattr(value, "__module__", None) == module_name
-    except Exception:  # noqa: BLE001 - a __getattr__ of the user's
-        return False
-
-
-def _is(a: Any, b: Any) -> bool:
-    return a is b
+def _keys_that_occur(stream: bytes, module_name: str) -> list[Key]:
+    """The functions, classes and the like of a module whose names occur anywhere in a stream that has its name."""
+    keys: list[Key] = []
+    if module_name.encode() in stream:
+        for name, value in list(_dict_of(module_name).items()):
+            if name.encode() in stream:
+                try:
+                    if getattr(value, "__module__", None) == module_name:
+                        keys.append((module_name, name))
+                except Exception:  # noqa: BLE001 - a __getattr__ of the user's
+                    pass
+    return keys

@@ -43,8 +43,6 @@ class Hint:
 
 
 class Book(Policy, Protocol):
-    markers: tuple[bytes, ...]
-
     def needs_of_stream(self, stream: bytes, reads: Iterable[tuple[str, str]] = ()) -> tuple[int, ...] | None:
         """What must be loaded before this stream; None: a name in it is not there for the receiver."""
 
@@ -88,7 +86,7 @@ class Encoder:
         if size <= POOLED_STREAM_BYTES and len(pool) < MAX_POOLED:
             pool.append(entry)
         if STACK_GLOBAL in data:  # a byte is found four times as fast as a name
-            needs = self._needs_of(data)
+            needs = self._book.needs_of_stream(data)
             if needs is None:
                 return self._encode_by_value(obj, hint)
             return Encoded([data], size, _NOTHING, needs)
@@ -122,16 +120,10 @@ class Encoder:
 
     def _finish(self, stream: Stream, obj: Any, hint: Hint | None) -> Encoded:
         """A stream of several chunks, or with buffers. Its pickler goes, and with it what its memo holds."""
-        needs = self._needs_of(join_frames(stream.chunks))
+        needs = self._book.needs_of_stream(join_frames(stream.chunks))
         if needs is None:
             return self._encode_by_value(obj, hint)
         return stream.finish(needs)
-
-    def _needs_of(self, frames: bytes) -> tuple[int, ...] | None:
-        book = self._book
-        if b"__main__" in frames or (book.markers and any(marker in frames for marker in book.markers)):
-            return book.needs_of_stream(frames)
-        return _NOTHING
 
     def _encode_by_value(self, obj: Any, hint: Hint | None) -> Encoded:
         encoded = self._encode_with(self._extra, obj)

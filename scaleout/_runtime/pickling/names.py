@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import opcode
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import CodeType
 
+    Key = tuple[str, str]
+
 NAME_CHUNK_BYTES = 256 * 1024
 """A stream is written in frames of at most about 192 KiB, and what is larger is one object's raw bytes: no names there."""
+
+MAX_HEAD_BYTES = 100
+MAX_HEADS = 512
+"""What is remembered of streams, in length and number: enough for all functions and classes of a program."""
 
 STACK_GLOBAL = 0x93
 """The opcode behind the name of each global: a stream without this byte has none."""
 
 _STACK_GLOBAL = bytes([STACK_GLOBAL])
-_MEMOIZE, _SHORT_STRING, _GET, _LONG_GET, _FRAME = 0x94, b"\x8c", 0x68, 0x6A, 0x95
+_PROTOCOL_AND_FRAME = 11  # bytes: of each stream that is long enough to hold a name; the frame's size differs
+_SHORT_STRING, _GET, _LONG_GET, _FRAME = b"\x8c", 0x68, 0x6A, 0x95
 
 
 def join_frames(chunks: Iterable[bytes]) -> bytes:
@@ -54,6 +61,48 @@ def names_in_stream(stream: bytes) -> set[str] | None:
         ):
             return None
     return names
+
+
+class NamesInStreams:
+    """Finds the names of by-value modules in streams, and remembers what it found behind a short beginning.
+
+    Most streams have one global: a function, or the class of one instance. What stands before it decides which it is.
+    """
+
+    def __init__(self) -> None:
+        self.by_value_modules = {"__main__"}
+        self._key_by_head: dict[bytes, Key | tuple[()]] = {}
+
+    def only_key(self, stream: bytes) -> Key | tuple[()] | None:
+        """(module, name) of the only global in a stream, () if it is of no by-value module; None: look closer."""
+        head, _, tail = stream.partition(_STACK_GLOBAL)
+        if STACK_GLOBAL in tail:
+            return None
+        head = head[_PROTOCOL_AND_FRAME:]
+        key = self._key_by_head.get(head)
+        if key is None and len(head) <= MAX_HEAD_BYTES:
+            keys = self.keys_in(stream)
+            if keys is not None and len(keys) <= 1:
+                if len(self._key_by_head) >= MAX_HEADS:
+                    self._key_by_head.clear()
+                key = self._key_by_head[head] = keys[0] if keys else ()
+        return key
+
+    def keys_in(self, stream: bytes) -> list[Key] | None:
+        """(module, name) of all globals that may be of a by-value module; None as in `names_in_stream`."""
+        modules = [name for name in sorted(self.by_value_modules) if name.encode() in stream]
+        if not modules:
+            return []
+        names = names_in_stream(stream)
+        if names is None:
+            return None
+        return [(module, name) for module in modules for name in sorted(names) if name in module_dict(module)]
+
+
+def module_dict(name: str) -> dict[str, Any]:
+    """A module's globals as they are now; empty if there is no such module."""
+    module = sys.modules.get(name)
+    return module.__dict__ if module is not None else {}
 
 
 _EXTENDED_ARG = opcode.opmap["EXTENDED_ARG"]

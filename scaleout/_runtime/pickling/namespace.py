@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.pickling import rebuild
-from scaleout._runtime.pickling.names import names_in_stream
+from scaleout._runtime.pickling.names import NamesInStreams, module_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,8 +52,6 @@ class Namespace:
     """Definitions by id, and where they are bound. Ids come from one owner."""
 
     def __init__(self) -> None:
-        self.results = ResultBook(self)
-        """The book for an Encoder of what goes back to the owner."""
         self._lock = threading.RLock()
         self._waiting: dict[int, tuple[Any, list[Any]]] = {}
         self._loading: set[int] = set()
@@ -62,6 +60,8 @@ class Namespace:
         self._bound: dict[Key, int] = {}
         self._active: tuple[int, ...] = ()
         self._first_main: ModuleType | None = None
+        self.results = ResultBook(self)
+        """The book for an Encoder of what goes back to the owner."""
 
     def setup_main(self, info: dict[str, Any]) -> None:
         """Make this process's `__main__` look like the owner's, as `main_info()` described it there."""
@@ -172,6 +172,7 @@ class Namespace:
         module = sys.modules.get(name)
         if module is None:
             self.results.by_value_modules.add(name)
+            self.results._key_by_head.clear()
             try:
                 module = importlib.import_module(name)
             except Exception:  # noqa: BLE001 - the module is the user's, and this is why it travels
@@ -198,28 +199,25 @@ class _DefinitionUnpickler(pickle.Unpickler):
         return self.namespace._load(definition_id)
 
 
-class ResultBook:
+class ResultBook(NamesInStreams):
     """What the owner finds by name: what it sent. The book of the Encoder for results."""
 
-    markers: tuple[bytes, ...] = ()
-
     def __init__(self, namespace: Namespace) -> None:
-        self.by_value_modules = {"__main__"}
-        self._namespace = namespace
+        super().__init__()
+        self._bound = namespace._bound
+        self._values = namespace._values
 
     def keeps(self, module_name: str, name: str, value: Any) -> bool:
         """Whether the owner's module has this under this name too."""
-        namespace = self._namespace
-        definition_id = namespace._bound.get((module_name, name))
-        return definition_id is not None and namespace._values.get(definition_id) is value
+        definition_id = self._bound.get((module_name, name))
+        return definition_id is not None and self._values.get(definition_id) is value
 
     def needs_of_stream(self, stream: bytes, reads: Iterable[Key] = ()) -> tuple[int, ...] | None:
-        names = names_in_stream(stream)
-        if names is None:
+        key = self.only_key(stream)
+        if key is not None:
+            keys: list[Key] | None = [key] if key else []
+        else:
+            keys = self.keys_in(stream)
+        if keys is None or not all(self.keeps(*key, module_dict(key[0]).get(key[1])) for key in keys):
             return None
-        for module_name in self.by_value_modules:
-            defined = sys.modules[module_name].__dict__ if module_name in sys.modules else {}
-            for name in names:
-                if name in defined and not self.keeps(module_name, name, defined[name]):
-                    return None
         return ()

@@ -126,13 +126,12 @@ class Worker:
         identity.assume(info)
         self.context.session_info = info
         context.current = self.context
-        from scaleout._runtime.pickling.definitions import DefinitionBook
         from scaleout._runtime.pickling.encode import Encoder
         from scaleout._runtime.pickling.namespace import Namespace
 
         self.namespace = Namespace()
         self.namespace.setup_main(info["main"])
-        self.encoder = Encoder(DefinitionBook())
+        self.encoder = Encoder(self.namespace.results)
 
     def initialize(self, flag: int, body: bytes) -> None:
         """Run the initializer; READY or INITIALIZER_FAILED, after which the process ends."""
@@ -175,6 +174,8 @@ class Worker:
             return
         duration = (monotonic_ns() - started) // 1000
         flush_output()
+        if self._exchange is not None:
+            self.report_released()  # before the result, so that its reader finds the ranges warm
         self.link.send_now(
             pack(len(answer), frames.RESULT, status, min(duration, 0xFFFFFFFF), sequence) + answer
         )
