@@ -115,6 +115,29 @@ EXPERIMENTS = (
         ),
         repeat_factor=5,
     ),
+    # The import above may put off its work; this one cannot.
+    Experiment(
+        "import-pool",
+        import_only,
+        (
+            Row(
+                "import-pool",
+                "from scaleout.multiprocessing import Pool, net of bare Python",
+                "s",
+                at_most=1.2,
+                reference=("from multiprocessing.pool import Pool",),
+                minus="python -c pass",
+            ),
+        ),
+        contenders=(
+            Contender("python -c pass", "stdlib", {"code": "pass"}),
+            Contender(
+                "from multiprocessing.pool import Pool", "stdlib", {"code": "from multiprocessing.pool import Pool"}
+            ),
+            Contender(SCALEOUT.key, "scaleout", {"code": "from scaleout.multiprocessing import Pool"}),
+        ),
+        repeat_factor=5,
+    ),
     Experiment(
         "pool-200",
         large_pool,

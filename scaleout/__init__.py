@@ -2,7 +2,21 @@
 
     from scaleout.multiprocessing import Pool  # was: from multiprocessing import Pool
 
-This module is a docstring and a version: every worker pays for its import.
+This module is a docstring, the version and a lazy `__getattr__`: every worker pays for its import.
 """
 
+from __future__ import annotations
+
 __version__ = "0.1.0"
+
+_PUBLIC = {"dump_stacks": "scaleout._runtime.session"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value

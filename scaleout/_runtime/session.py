@@ -49,6 +49,7 @@ from scaleout._runtime.wire.frames import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from scaleout._runtime.client.embedded import EmbeddedSession
+    from scaleout._runtime.client.inline import InlineSession
 
 __all__ = [
     "ARGUMENT_NOT_PICKLED",
@@ -76,15 +77,27 @@ __all__ = [
     "close_idle",
     "cpu_count",
     "default_session",
+    "dump_stacks",
     "outcome",
     "warm_process_ids",
 ]
 
-_session: EmbeddedSession | None = None
+BOOTSTRAPPING = """
+        An attempt has been made to start a new process before the
+        current process has finished its bootstrapping phase.
+
+        A worker is importing a module that makes a Pool when it is imported.
+        `__main__` needs no guard, but every other module does:
+
+            if __name__ == '__main__':
+                ...
+"""
+
+_session: EmbeddedSession | InlineSession | None = None
 _lock = threading.Lock()
 
 
-def default_session() -> EmbeddedSession:
+def default_session() -> EmbeddedSession | InlineSession:
     """This process's session; made, from the SCALEOUT_* settings, at the first call."""
     global _session
     session = _session
@@ -96,9 +109,15 @@ def default_session() -> EmbeddedSession:
     return session
 
 
-def _open_session() -> EmbeddedSession:
+def _open_session() -> EmbeddedSession | InlineSession:
     """The zygote is started first, so that it comes up on another core while this process imports the rest."""
     settings = Settings.from_environ(os.environ)
+    if settings.inline:
+        from scaleout._runtime.client.inline import InlineSession
+
+        return InlineSession(settings)
+    if context.current is not None and context.current.in_bootstrap:
+        raise RuntimeError(BOOTSTRAPPING)
     host = Host.start()
     try:
         from scaleout._runtime.client.embedded import EmbeddedSession
@@ -107,6 +126,20 @@ def _open_session() -> EmbeddedSession:
     except BaseException:
         host.close()
         raise
+
+
+def dump_stacks() -> None:
+    """Print the stacks of this process's threads and of all its workers to stderr, wherever they are stuck.
+
+    Workers print by themselves, a moment later, in no fixed order; what a worker's C code does is not shown.
+    """
+    import faulthandler
+    import sys
+
+    print(f"Stacks of process {os.getpid()}:", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+    if _session is not None:
+        _session.dump_stacks()
 
 
 def cpu_count() -> int:
@@ -130,7 +163,7 @@ def close_all() -> None:
 
 def warm_process_ids() -> list[int]:
     """The zygote that is kept warm between groups, if any."""
-    host = _session._parked if _session is not None else None
+    host = getattr(_session, "_parked", None)
     return [host.pid] if host is not None and host.pid else []
 
 

@@ -143,6 +143,11 @@ class EmbeddedSession:
             owner.join()
         self.close_idle()
 
+    def dump_stacks(self) -> None:
+        owner = self._owner
+        if owner is not None:
+            owner.post(owner.dump_stacks)
+
     def close_idle(self) -> None:
         """End the parked zygote now, if there is one."""
         with self._lock:

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+class Direct:
+    """A result that never left the process."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 class Failure:
     """Why a call gave no value.
 
@@ -36,7 +45,9 @@ def outcome(status: int, payload: Any) -> tuple[bool, Any]:
     """(True, value) or (False, Failure). Unpickles, so it may run code of the user's: never on the reactor."""
     if status == frames.OK:
         try:
-            return True, payload.load() if type(payload) is StoredResult else pickle.loads(payload)
+            if type(payload) is bytes:
+                return True, pickle.loads(payload)
+            return True, payload.value if type(payload) is Direct else payload.load()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -52,7 +63,7 @@ def outcome(status: int, payload: Any) -> tuple[bool, Any]:
         pickled, failure.traceback, failure.error_repr, failure.value_repr, failure.code = payload
         if pickled is not None:
             try:
-                failure.error = pickle.loads(pickled)
+                failure.error = pickled.load() if type(pickled) is StoredResult else pickle.loads(pickled)
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise

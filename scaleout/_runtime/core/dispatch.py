@@ -14,7 +14,7 @@ leaves effects in `group.effects`, a list of tuples that the caller carries out 
     ("broken",)                     the initializer keeps failing; pending tasks are in group.take_all()
 
 Invariants (checked by `validate`, which the tests call after every fact):
-- a task is in exactly one place: `ready`, `suspects`, or one lane's `inflight`;
+- a task is in exactly one place: `ready`, `away`, or one lane's `inflight`;
 - sequences in `inflight` ascend, and the worker sees them in that order;
 - no lane holds more than its credit, or than what maxtasksperchild leaves it;
 - at most `size` lanes have anything in flight, so Pool(1) never runs two tasks at once, not even while a worker
@@ -30,7 +30,8 @@ from collections import deque
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.core import tasks as lifecycle
-from scaleout._runtime.core.tasks import FINISHED, Task, illegal
+from scaleout._runtime.core.tasks import ASSIGNED, FINISHED, PENDING, SUSPECT, Task, illegal
+from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Lane:
         "finished_at_tick",
         "inflight",
         "is_busy",
+        "is_isolated",
         "is_listed",
         "is_reopening",
         "left",
@@ -74,6 +76,7 @@ class Lane:
         self.finished = 0
         self.finished_at_tick = -1
         self.is_busy = False
+        self.is_isolated = False  # runs a suspect, alone
         self.is_listed = False
         self.is_reopening = False
         self.revoked_from = 0  # 0: no revocation under way
@@ -100,11 +103,12 @@ class Group:
         self.prefetch_tasks = prefetch_tasks
         self.initializer_failures = initializer_failures
         self.ready: deque[Task] = deque()
-        self.suspects: deque[Task] = deque()
+        self.suspects = 0  # how many of `ready` are suspects: each stands behind what was ready when it was charged
+        self.away: list[Task] = []  # undecodable so far: the caller sees to it and resubmits or gives up
         self.lanes: list[Lane] = []
         self.open_lanes: deque[Lane] = deque()
         self.busy = 0  # lanes with something in flight
-        self.isolated: Lane | None = None  # the lane that runs a suspect, alone
+        self.asked = 0  # workers asked for by "start" that have not started yet
         self.failures_in_a_row = 0
         self.is_broken = False
         self.is_closing = False
@@ -114,6 +118,8 @@ class Group:
     # -- tasks -----------------------------------------------------------------------------------
 
     def submitted(self, task: Task) -> None:
+        if task.state != PENDING:
+            raise illegal(task, "be submitted", self.story)
         self.ready.append(task)
 
     def finished(self, lane: Lane, sequence: int, duration_us: int) -> Task | None:
@@ -156,32 +162,55 @@ class Group:
     def undecodable(self, lane: Lane, sequence: int) -> Task | None:
         """The worker lacks something to decode the task: it is ready again once the caller has seen to that."""
         task = self._find(lane, sequence)
+        lane.unreturned.discard(sequence)
         if task is not None:
             self._take_back(lane, [task])
-            self.ready.remove(task)
-            lane.unreturned.discard(sequence)
-            self._revocation_progress(lane)
+            if task.state != FINISHED:
+                self._remove_from_ready(task)
+                self.away.append(task)
             self._lane_freed(lane)
-        return task
+        self._revocation_progress(lane)
+        return task if task is not None and task.state != FINISHED else None
 
     def resubmitted(self, task: Task) -> None:
-        self.ready.appendleft(task)
+        """An undecodable task can be decoded now. Nothing happens if it was dropped in the meantime."""
+        if self._came_back(task):
+            self._put_back([task])
+
+    def gave_up(self, task: Task) -> bool:
+        """An undecodable task stays so: it is finished. False if it was dropped in the meantime."""
+        if not self._came_back(task):
+            return False
+        task.state = FINISHED
+        return True
+
+    def _came_back(self, task: Task) -> bool:
+        if task in self.away:
+            self.away.remove(task)
+            return True
+        if task.state != FINISHED:
+            raise illegal(task, "come back", self.story)
+        return False
 
     def dropped(self, unwanted: Callable[[Task], bool]) -> list[Task]:
         """Nobody wants these any more. What has not been claimed is gone at once; what runs is to be interrupted."""
         gone: list[Task] = []
-        for queue in (self.ready, self.suspects):
+        for queue in (self.ready, self.away):
             kept = [task for task in queue if not unwanted(task)]
             if len(kept) != len(queue):
                 gone.extend(task for task in queue if unwanted(task))
                 queue.clear()
                 queue.extend(kept)
+        self.suspects = sum(1 for task in self.ready if task.state == SUSPECT)
         for lane in self.lanes:
-            running = [task for task in lane.inflight if unwanted(task)]
+            running = [task for task in lane.inflight if task.state != FINISHED and unwanted(task)]
             if running:
                 gone.extend(running)
-                if not lane.revoked_from and len(lane.inflight) > 1:
-                    self._revoke(lane, lane.inflight[0].sequence + 1)
+                # From the first on, claimed or not: what is not claimed yet is skipped, and whatever is claimed after
+                # it cannot be hit by the interruption that is meant for it.
+                first = running[0].sequence
+                if not lane.revoked_from or first < lane.revoked_from:
+                    self._revoke(lane, first)
                 self.effects.append(("interrupt", lane, running))
         for task in gone:
             task.state = lifecycle.ON_DROP.get(task.state, FINISHED)
@@ -189,16 +218,16 @@ class Group:
 
     def take_all(self) -> list[Task]:
         """Every task that is not finished: for a group that ends."""
-        left = [*self.ready, *self.suspects]
+        left = [*self.ready, *self.away]
         for lane in self.lanes:
             left.extend(lane.inflight)
             lane.inflight.clear()
             lane.bytes_inflight = 0
-            lane.is_busy = False
+            lane.is_busy = lane.is_isolated = False
         self.ready.clear()
-        self.suspects.clear()
+        self.away.clear()
+        self.suspects = 0
         self.busy = 0
-        self.isolated = None
         left = [task for task in left if task.state != FINISHED]
         for task in left:
             task.state = FINISHED
@@ -206,32 +235,42 @@ class Group:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.ready or self.suspects or self.busy)
+        return bool(self.ready or self.away or self.busy)
 
     # -- workers ---------------------------------------------------------------------------------
 
     def refill(self) -> None:
-        """Ask for as many workers as are missing."""
-        if self.is_closing or self.is_broken:
+        """Ask for as many workers as are missing; while closing, for as many as the rest of the work can use."""
+        if self.is_broken:
             return
-        missing = self.size - sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN))
+        wanted = min(self.size, len(self.ready)) if self.is_closing else self.size
+        missing = wanted - self.asked - sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN))
         if missing > 0:
+            self.asked += missing
             self.effects.append(("start", missing))
 
     def worker_started(self, worker: Any) -> Lane:
+        self.asked = max(0, self.asked - 1)
         lane = Lane(worker, self.tasks_per_worker)
         self.lanes.append(lane)
         return lane
 
     def worker_ready(self, lane: Lane) -> None:
+        if lane.state == DEAD:
+            raise InternalError(f"worker {lane.worker} is ready after its death; what happened before: {self.story}")
         self.failures_in_a_row = 0
         if lane.state == STARTING:
             lane.state = OPEN
             self._list(lane)
 
     def worker_died(self, lane: Lane, claimed: int, is_charged: bool = True) -> None:
-        """The worker is gone and its stream was read to the end; `claimed` is the last word of its page."""
+        """The worker is gone and its stream was read to the end; `claimed` is the last word of its page.
+
+        Without `is_charged` it was no fault of what ran there: the zygote died, or the worker never came to be.
+        """
         was = lane.state
+        if was == DEAD:
+            raise InternalError(f"worker {lane.worker} died twice; what happened before: {self.story}")
         lane.state = DEAD
         self.story.append(("worker_died", lane.worker, claimed, len(lane.inflight)))
         if lane in self.lanes:
@@ -246,8 +285,7 @@ class Group:
         lane.inflight.clear()
         lane.bytes_inflight = 0
         lane.revoked_from = 0
-        if self.isolated is lane:
-            self.isolated = None
+        lane.is_isolated = False
         unstarted = []
         for task in held:
             if task.state == FINISHED:
@@ -255,10 +293,9 @@ class Group:
             if task.sequence == claimed and is_charged:
                 self._charge(task, lane)
             else:
-                task.state = lifecycle.ON_TAKE_BACK[task.state]
                 unstarted.append(task)
-        self.ready.extendleft(reversed(unstarted))
-        if was == STARTING:
+        self._put_back(unstarted)
+        if was == STARTING and is_charged:
             self.initializer_failed()
         self.refill()
 
@@ -269,14 +306,25 @@ class Group:
             self.effects.append(("broken",))
 
     def refused(self) -> None:
-        """A worker could not be started: the group goes on with those it has; without any, it is broken."""
-        self.size = max(0, min(self.size, sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN)) - 1))
+        """A worker in `lanes` could not be started: the group goes on with the others; without any, it is broken."""
+        others = sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN)) - 1
+        self._shrink(others + self.asked)
+
+    def start_refused(self, count: int) -> None:
+        """So many of the workers that "start" asked for will not come."""
+        self.asked = max(0, self.asked - count)
+        self._shrink(self.asked + sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN)))
+
+    def _shrink(self, size: int) -> None:
+        self.size = max(0, min(self.size, size))
         if self.size == 0 and not self.is_broken:
             self.is_broken = True
             self.effects.append(("broken",))
 
     def lane_reopened(self, lane: Lane) -> None:
         """The caller has cleared the revocation word: the lane may be given tasks again."""
+        if not lane.is_reopening:
+            return  # revoked anew since
         lane.is_reopening = False
         lane.revoked_from = 0
         self._lane_freed(lane)
@@ -319,15 +367,19 @@ class Group:
 
     def revocation_settled(self, lane: Lane, claimed: int) -> None:
         """At least the settling time after "revoke": what the worker has not claimed is ours again."""
-        first = lane.revoked_from
-        if not first or lane.state == DEAD or claimed >= first:
+        first = max(lane.revoked_from, claimed + 1)
+        if not lane.revoked_from or lane.state == DEAD:
             return
         self._take_back(lane, [task for task in lane.inflight if task.sequence >= first])
         self._lane_freed(lane)
 
     def _revoke(self, lane: Lane, first: int) -> None:
+        """Also to lower the word of a revocation under way: what that one took back may still come as returned."""
+        if not lane.revoked_from:
+            lane.unreturned = set()
+        lane.is_reopening = False  # an "unrevoke" that is not carried out yet stands before this "revoke"
         lane.revoked_from = first
-        lane.unreturned = {task.sequence for task in lane.inflight if task.sequence >= first}
+        lane.unreturned.update(task.sequence for task in lane.inflight if task.sequence >= first)
         if lane.is_listed:
             self.open_lanes.remove(lane)
             lane.is_listed = False
@@ -347,16 +399,33 @@ class Group:
             lane.bytes_inflight -= task.size_bytes
             if lane.left is not None:
                 lane.left += 1
-            if task.state != FINISHED:
-                task.state = lifecycle.ON_TAKE_BACK[task.state]
-        self.ready.extendleft(task for task in reversed(back) if task.state != FINISHED)
+        self._put_back([task for task in back if task.state != FINISHED])
+
+    def _put_back(self, tasks: list[Task]) -> None:
+        """To the front of the queue, in this order. What was charged before stays a suspect."""
+        for task in tasks:
+            if task.state == ASSIGNED:
+                if task.attempts:
+                    task.state = lifecycle.ON_CHARGE[task.state]
+                else:
+                    task.state = lifecycle.ON_TAKE_BACK[task.state]
+            self.suspects += task.state == SUSPECT
+        self.ready.extendleft(reversed(tasks))
+
+    def _remove_from_ready(self, task: Task) -> None:
+        self.ready.remove(task)
+        self.suspects -= task.state == SUSPECT
 
     # -- assignment ------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Give ready tasks to lanes with room."""
         ready = self.ready
-        while ready and self.open_lanes and self.isolated is None:
+        while ready and self.open_lanes:
+            if self.suspects and ready[0].state == SUSPECT:
+                if self._isolate():
+                    continue
+                break  # it waits for a lane to itself; until then no lane is filled up with what stands behind it
             lane = self.open_lanes[0]
             held = len(lane.inflight)
             if not held and self.busy >= self.size:
@@ -367,10 +436,9 @@ class Group:
                 continue
             share = len(ready) // (len(self.open_lanes) or 1)
             self._assign(lane, min(room, share or 1))
-        if self.suspects and not ready and not self.busy:
-            self._isolate()
         if self.is_closing:
             self._retire_idle()
+            self.refill()
 
     def _credit(self, lane: Lane, task: Task) -> int:
         if self.size > self.cpus:
@@ -389,6 +457,8 @@ class Group:
             self.busy += 1
         if lane.left is not None:
             count = min(count, lane.left)
+        if self.suspects and not lane.is_isolated:
+            count = self._unsuspected(count)
         sequence = lane.next_sequence
         size = lane.bytes_inflight
         while len(batch) < count and ready:
@@ -414,18 +484,29 @@ class Group:
                 return
         # Whoever got a full share waits; a lane with room left over goes to the back.
         self._unlist(lane)
+        if lane.is_isolated:
+            return
         if len(lane.inflight) * 2 <= self._credit(lane, batch[0]) and size < limits.PREFETCH_BYTES:
             self._list(lane)
 
-    def _isolate(self) -> None:
-        """A charged task runs alone: nothing is claimed behind it that its death could harm."""
+    def _isolate(self) -> bool:
+        """A charged task is alone on its lane: nothing is claimed behind it that its death could harm."""
+        if self.busy >= self.size:
+            return False
         for lane in self.open_lanes:
             if not lane.inflight:
-                self.ready.append(self.suspects.popleft())
-                self.isolated = lane
-                self._unlist(lane)
+                lane.is_isolated = True
+                self.suspects -= 1
                 self._assign(lane, 1)
-                return
+                return True
+        return False
+
+    def _unsuspected(self, count: int) -> int:
+        """How many of the next `count` ready tasks stand before the first suspect."""
+        for position, task in enumerate(self.ready):
+            if position >= count or task.state == SUSPECT:
+                return position
+        return count
 
     def _charge(self, task: Task, lane: Lane) -> None:
         task.attempts += 1
@@ -434,22 +515,21 @@ class Group:
             self.effects.append(("failed", task, lane))
         else:
             task.state = lifecycle.ON_CHARGE[task.state]
-            self.suspects.append(task)
+            self.ready.append(task)
+            self.suspects += 1
 
     def _lane_freed(self, lane: Lane) -> None:
         """Something left the lane: it may take more, or leave."""
         if not lane.inflight and lane.is_busy:
-            lane.is_busy = False
+            lane.is_busy = lane.is_isolated = False
             self.busy -= 1
-            if self.isolated is lane:
-                self.isolated = None
         if lane.state != OPEN or lane.is_listed or lane.revoked_from:
             return
         held = len(lane.inflight)
         if not held:
             lane.is_listed = True
             self.open_lanes.appendleft(lane)
-        elif self.isolated is not lane and held * 2 <= self._credit(lane, lane.inflight[-1]):
+        elif not lane.is_isolated and held * 2 <= self._credit(lane, lane.inflight[-1]):
             self._list(lane)
 
     def _list(self, lane: Lane) -> None:
@@ -474,7 +554,7 @@ class Group:
         self.effects.append(("retire", lane))
 
     def _retire_idle(self) -> None:
-        if self.ready or self.suspects:
+        if self.ready or self.away:
             return
         for lane in self.lanes:
             if lane.state in (OPEN, STARTING) and not lane.inflight:
@@ -491,7 +571,7 @@ class Group:
     def validate(self) -> None:
         """Raise if an invariant of this module does not hold. For tests: it walks everything."""
         seen: set[int] = set()
-        places: list[Iterable[Task]] = [self.ready, self.suspects, *(lane.inflight for lane in self.lanes)]
+        places: list[Iterable[Task]] = [self.ready, self.away, *(lane.inflight for lane in self.lanes)]
         for place in places:
             for task in place:
                 if id(task) in seen:
@@ -504,5 +584,9 @@ class Group:
             assert sequences == sorted(sequences), sequences
             assert lane.bytes_inflight == sum(task.size_bytes for task in lane.inflight)
             assert not (lane.is_listed and (lane.revoked_from or lane.state != OPEN))
+            assert not lane.is_isolated or len(lane.inflight) == 1
+            if lane.left is not None and self.tasks_per_worker is not None:
+                assert lane.left >= 0 and len(lane.inflight) <= self.tasks_per_worker - lane.left
+        assert self.suspects == sum(task.state == SUSPECT for task in self.ready)
         assert busy == self.busy <= max(self.size, busy if self.is_closing else 0), (busy, self.busy, self.size)
         assert len(self.open_lanes) == sum(lane.is_listed for lane in self.lanes)

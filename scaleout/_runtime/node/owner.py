@@ -22,7 +22,7 @@ import time
 from collections import deque
 from functools import partial
 
-from scaleout._runtime.base import limits
+from scaleout._runtime.base import limits, memory
 from scaleout._runtime.core.dispatch import Group
 from scaleout._runtime.core.ranges import RangeTable
 from scaleout._runtime.core.tasks import FINISHED, Task
@@ -31,6 +31,7 @@ from scaleout._runtime.node.host import Host
 from scaleout._runtime.node.peer import Peer
 from scaleout._runtime.node.reactor import READABLE, Reactor
 from scaleout._runtime.node.stored import StoredResult
+from scaleout._runtime.process import identity
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
 from scaleout._runtime.wire.link import Link
@@ -85,16 +86,19 @@ class Owner:
         self.peers: dict[int, Peer] = {}
         self.pages = control_page.ControlPages()
         self.ranges = RangeTable()
+        self.encoder = encoder
         self.callables = CallableTable(encoder, book, self.store)
         self._exchange: Exchange | None = None
         self._exchange_lock = threading.Lock()
         self._dirty_links: dict[int, Link] = {}
         self._blocked_links: set[int] = set()
         self._released = False
+        self._foreign_bytes = 0  # of the store's budget, in the workers' segments
         self._result_ids = itertools.count(1)
         self._unread: dict[int, tuple[Peer, list[tuple[int, ...]]]] = {}  # large results nobody has looked at yet
         self._tick_armed = False
         self._trim_armed = False
+        self._oom_kills = memory.oom_kills()
         self._host_deaths: deque[float] = deque(maxlen=limits.ZYGOTE_RESTARTS_PER_MINUTE)
         self.host: Host | None = host
         self.opening = 0  # groups announced, not yet here
@@ -173,7 +177,7 @@ class Owner:
                 if self._exchange is None:
                     self._exchange = Exchange(
                         announce=lambda *segment: None,
-                        allowance_bytes=lambda: self.settings.store_bytes,
+                        allowance_bytes=lambda: max(0, self.settings.store_bytes - self._foreign_bytes),
                         spill_dir=self.settings.spill_dir,
                         on_released=self._notice_released,
                     )
@@ -242,7 +246,10 @@ class Owner:
                 name = effect[0]
                 if name == "send":
                     peer = effect[1].worker
-                    peer.send(effect[2], core.isolated is effect[1], self.callables, self._lend)
+                    tracker_fd = identity.resource_tracker_fd()
+                    if tracker_fd >= 0:
+                        peer.share_tracker(tracker_fd)
+                    peer.send(effect[2], effect[1].is_isolated, self.callables, self._lend)
                     self._dirty(peer.link)
                 else:
                     getattr(self, "_do_" + name)(group, *effect[1:])
@@ -274,6 +281,9 @@ class Owner:
     def _greet(self, group: WorkerGroup, peer: Peer) -> None:
         info = {**group.hello, **self.hello(), "page": peer.page[1], "number": peer.number}
         peer.link.queue(frame(frames.HELLO, marshal.dumps(info)), peer.page[0])
+        tracker_fd = identity.resource_tracker_fd()
+        if tracker_fd >= 0:
+            peer.share_tracker(tracker_fd)
         if group.initializer is None:
             peer.link.queue(frame(frames.INITIALIZE))
         else:
@@ -313,13 +323,16 @@ class Owner:
     def _do_failed(self, group: WorkerGroup, task: Task, lane: Any) -> None:
         peer: Peer = lane.worker
         index = peer.words[control_page.ITEM_INDEX]
+        status = frames.WORKER_DIED
+        if peer.exitcode == -signal.SIGKILL and memory.oom_kills() > self._oom_kills:
+            status = frames.OUT_OF_MEMORY
         facts = {
             "attempts": task.attempts,
             "exitcode": peer.exitcode,
             "item_index": None if index == control_page.NO_ITEM else index,
             "pid": peer.pid,
         }
-        self._finish(task, frames.WORKER_DIED, facts)
+        self._finish(task, status, facts)
 
     def _do_broken(self, group: WorkerGroup) -> None:
         for task in group.core.take_all():
@@ -375,15 +388,12 @@ class Owner:
                 if task is not None:
                     payload: Any = data[start:following]
                     if flag:
-                        if flag & frames.STORED:
-                            payload = self._stored_result(peer, payload)
-                        else:
-                            payload = marshal.loads(payload)
+                        payload = self._unusual(peer, flag, payload)
                     if task.stored is not None:
                         self._drop_extents(task.stored)
                     task.sink.deliver(task.index, flag & 0x7F, payload)
                 elif flag & frames.STORED:
-                    self._stored_result(peer, data[start:following])  # dropped at once, and so given back
+                    self._unusual(peer, flag, data[start:following])  # dropped at once, and so given back
             else:
                 self._on_frame(peer, kind, flag, aux, number, data[start:following])
         if position < end:
@@ -404,13 +414,23 @@ class Owner:
         elif kind == frames.NEED:
             self._on_need(peer, number, *marshal.loads(body))
         elif kind == frames.INITIALIZER_FAILED:
-            peer.group.failure = marshal.loads(body)
+            peer.group.failure = self._unusual(peer, flag or frames.TASK_RAISED, body)
         elif kind == frames.CHANNEL:
             host = self._need_host()
             host.adopt(peer.worker_id, peer.link.fds.popleft())
             self._dirty(host.link)
         else:
             raise InternalError(f"worker {peer.worker_id} sent a frame of unknown kind {kind}")
+
+    def _unusual(self, peer: Peer, flag: int, body: bytes) -> Any:
+        """The payload of a result that is large, or a failure, or a failure whose exception is large."""
+        if flag == frames.OK | frames.STORED:
+            self._share_budget()
+            return self._stored_result(peer, body)
+        failure = marshal.loads(body)
+        if flag & frames.STORED:
+            failure = (self._stored_result(peer, failure[0]), *failure[1:])
+        return failure
 
     def _stored_result(self, peer: Peer, body: bytes) -> StoredResult:
         result_id = next(self._result_ids)
@@ -423,17 +443,18 @@ class Owner:
         task = peer.group.core.undecodable(peer.lane, sequence)
         if task is None:
             return
-        book = self.callables.book
-        self.callbacks.put(partial(self._ship_by_value, task, book, module, name, described))
+        self.callbacks.put(partial(self._ship_by_value, task, module, described))
 
-    def _ship_by_value(self, task: Task, book: Any, module: str, name: str, described: str) -> None:
-        """On the callback thread."""
+    def _ship_by_value(self, task: Task, module: str, described: str) -> None:
+        """On the callback thread, as pickling runs the user's code."""
+        record: Any = task.callable
+        needs: tuple[int, ...] = ()
         try:
-            book.add_by_value_module(module)
-            needs = tuple(book.require(module, name))
+            for stream in (record.payload, task.payload):
+                needs += tuple(self.encoder.needs_after_miss(stream, module))
         except BaseException:
             needs = ()
-        if not needs or set(needs) <= set(task.needs):
+        if not needs or set(needs) <= {*task.needs, *record.needs}:
             answer = (None, described, described.strip().rpartition("\n")[2], "", None)
             self.post(partial(self._finish_undecodable, task, answer))
             return
@@ -527,6 +548,8 @@ class Owner:
         peer.exit_status = -1
         group.failure = ("refused", reason)
         group.core.refused()
+        if group.core.size and reason.startswith("fork"):
+            self.callbacks.put(partial(_warn_of_smaller_group, group.core.size, reason))
         self._gone(peer)
 
     def _host_died(self) -> None:
@@ -624,6 +647,11 @@ class Owner:
         if self._exchange is not None:
             self._exchange.close()
 
+    def dump_stacks(self) -> None:
+        # One after the other, as each writes in many small pieces to the same stderr.
+        for position, peer in enumerate(self.peers.values()):
+            self.reactor.call_later(0.02 * position, partial(self._kill, peer, identity.STACKS_SIGNAL))
+
     def terminate_all(self) -> None:
         for group in list(self.groups):
             self._terminate_group(group)
@@ -657,6 +685,16 @@ class Owner:
         extent = self.exchange.allocate(size_bytes)
         self.ranges.hold(extent)
         return extent
+
+    def _share_budget(self) -> None:
+        """Every writer may use what it uses, and half of what is left of the node's budget: they learn of one another's
+        use late, and together must not overshoot by much."""
+        peers = [peer for peer in self.peers.values() if peer.segments]
+        used = self.exchange.used_bytes + sum(peer.words[control_page.USED_BYTES] for peer in peers)
+        spare = max(0, self.settings.store_bytes - used)
+        for peer in peers:
+            peer.words[control_page.ALLOWANCE_BYTES] = peer.words[control_page.USED_BYTES] + spare // 2
+        self._foreign_bytes = used - self.exchange.used_bytes
 
     def _lend(self, peer: Peer, extents: list[tuple[int, ...]]) -> None:
         for extent in extents:
@@ -758,6 +796,12 @@ class CallbackThread:
             except BaseException:
                 threading.excepthook(threading.ExceptHookArgs((*sys_exc_info(), threading.current_thread())))
             del function
+
+
+def _warn_of_smaller_group(size: int, reason: str) -> None:
+    import warnings
+
+    warnings.warn(f"a worker could not be started ({reason}); going on with {size}", RuntimeWarning, stacklevel=2)
 
 
 def sys_exc_info() -> Any:

@@ -73,6 +73,12 @@ class Peer:
             parts.append(payload)
         self._flush_parts(parts)
 
+    def share_tracker(self, fd: int) -> None:
+        """The worker reports shared resources to the driver's tracker, also if that was started after the worker."""
+        if not self.has_tracker:
+            self.has_tracker = True
+            self.link.queue(frame(frames.TRACKER), fd)
+
     def _flush_parts(self, parts: list[bytes]) -> None:
         if parts:
             self.link.queue(b"".join(parts))

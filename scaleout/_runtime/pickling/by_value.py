@@ -14,16 +14,26 @@ import pickle
 import sys
 import types
 from types import CellType, FunctionType, GetSetDescriptorType, MappingProxyType, MemberDescriptorType, ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
 
 from scaleout._runtime.pickling import explain, rebuild, reducers
 from scaleout._runtime.pickling.names import attribute_names, global_names
 from scaleout._runtime.pickling.stream import Stream
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Protocol
 
     Key = tuple[str, str]
+
+    class Policy(Protocol):
+        """What a pickler must know of the receiver."""
+
+        by_value_modules: set[str]
+
+        def keeps(self, module_name: str, name: str, value: Any) -> bool:
+            """Whether a thing that this process finds under a name of a by-value module is there for the receiver."""
+
 
 LACKS_A_NAME = (pickle.PicklingError, AttributeError, TypeError)
 """What the C pickler raises for a thing that has no name; anything else comes from user code and is final."""
@@ -36,15 +46,6 @@ _HEAP_TYPE = 1 << 9
 
 class NeedsCloudpickle(Exception):
     """Only cloudpickle knows how to take this apart."""
-
-
-class Policy(Protocol):
-    """What a pickler must know of the receiver."""
-
-    by_value_modules: set[str]
-
-    def keeps(self, module_name: str, name: str, value: Any) -> bool:
-        """Whether a thing that this process finds under a name of a by-value module is there for the receiver too."""
 
 
 def name_of(obj: Any) -> tuple[str, str] | None:
@@ -227,6 +228,8 @@ class ByValuePickler(pickle.Pickler):
         return rebuild.make_type_variable, (kind, arguments, keywords, module_name)
 
     def _reduce_module(self, module: ModuleType) -> Any:
+        if module.__name__ in self.policy.by_value_modules:
+            return rebuild.module_or_new, (module.__name__,)
         if sys.modules.get(module.__name__) is module:
             return rebuild.module_named, (module.__name__,)
         if not self.with_cloudpickle:
@@ -313,7 +316,7 @@ def _take_apart(cls: type) -> tuple[dict[str, Any], dict[str, Any], list[type]]:
     body["__qualname__"] = cls.__qualname__
     registered: list[type] = []
     if "_abc_impl" in vars(cls):
-        references = sys.modules["abc"]._get_dump(cls)[0]  # type: ignore[attr-defined]
+        references = sys.modules["abc"]._get_dump(cls)[0]
         registered = [subclass for reference in references if (subclass := reference()) is not None]
     return body, attributes, registered
 

@@ -1,8 +1,8 @@
 """The owner's side of `__main__`: what stands behind the names that cross by name.
 
-A *definition* is one global of a by-value module (`__main__`, and modules that workers cannot import), pickled once and
-sent to a worker before the first payload that needs it. A payload's needs are the transitive ids: the global itself, what
-the code in it reads when it runs (bound to its name in the worker before), and what it holds (loaded before it).
+A *definition* is one global of a by-value module (`__main__`, and modules that workers cannot import), pickled once
+and sent to a worker before the first payload that needs it. A payload's needs are the transitive ids: the global
+itself, what the code in it reads when it runs (bound to its name before), and what it holds (loaded before it).
 
 Rebinding is found by comparing with `is`; a definition's value is therefore kept alive until it is superseded. Nothing
 counts references: a `Needs` holds the definitions it names, the book holds the newest of each name, and one that nobody
@@ -20,14 +20,15 @@ import threading
 import weakref
 from collections import deque
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.pickling import rebuild, reducers
 from scaleout._runtime.pickling.by_value import SYSTEM_MODULES, ByValuePickler, dump_by_value, name_of
 from scaleout._runtime.pickling.names import NamesInStreams, module_dict
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
 
     from scaleout._runtime.pickling.by_value import Key
     from scaleout._runtime.pickling.stream import Encoded, Stream
@@ -95,8 +96,10 @@ class _Closure:
                 return False
         module = self.module
         if module is not None and len(module.__dict__) != self.names_count:
-            self.names_count = len(module.__dict__)
-            return not any(name in _dict_of(module_name) for module_name, name in self.builtins)
+            count = len(module.__dict__)
+            if any(name in _dict_of(module_name) for module_name, name in self.builtins):
+                return False
+            self.names_count = count
         return True
 
 
@@ -110,7 +113,7 @@ class DefinitionBook(NamesInStreams):
     def __init__(self, first_id: int = 1) -> None:
         super().__init__()
         self.forgotten: deque[int] = deque()
-        """Ids that no payload can need any more: workers may drop them. Whoever tells them takes them with popleft()."""
+        """Ids that no payload can need any more: workers may drop them. Who tells them so takes them out (popleft)."""
         self._ids = itertools.count(first_id)
         self._lock = threading.RLock()
         self._definitions: dict[Key, Definition] = {}
@@ -121,8 +124,8 @@ class DefinitionBook(NamesInStreams):
     def require(self, module_name: str, name: str, is_strict: bool = True) -> Needs:
         """What a worker must have to find this name; ships again what was rebound.
 
-        Raises AttributeError if there is no such global, and what pickling raises if it cannot be sent. Not strict: it is
-        then replaced by a placeholder that raises when it is used.
+        Raises AttributeError if there is no such global, and what pickling raises if it cannot be sent. Not strict:
+        it is then replaced by a placeholder that raises when it is used.
         """
         closure = self._closures.get((module_name, name))
         if closure is None or closure.module is not sys.modules.get(module_name) or not closure.holds_true():
@@ -166,8 +169,11 @@ class DefinitionBook(NamesInStreams):
                 return self.require(*key) if key else ()
         keys = self.keys_in(stream)
         if keys is None:
+            # Some of these are only words in the data: what cannot be sent of them must not fail the payload.
             keys = [key for module in sorted(self.by_value_modules) for key in _keys_that_occur(stream, module)]
-        parts = [self.require(*key) for key in keys]
+            parts = [self.require(*key, is_strict=False) for key in keys]
+        else:
+            parts = [self.require(*key) for key in keys]
         for key in reads:
             if key[1] in _dict_of(key[0]):
                 keys.append(key)
@@ -254,7 +260,7 @@ class _Build:
         return _Closure(root, bound, held, absent)
 
     def definition(self, key: Key, is_strict: bool = False) -> Definition | None:
-        """The present definition of a name; None if there is none. Strict: if it cannot be made, the error is raised."""
+        """The present definition of a name, None if there is none. Strict: what keeps it from being made is raised."""
         value = _dict_of(key[0]).get(key[1], _MISSING)
         if value is _MISSING:
             return None
@@ -282,7 +288,7 @@ class _Build:
         self._under_way.append(definition)
         try:
             stream, pickler = dump_by_value(make, (*key, value))
-        except Exception as error:  # noqa: BLE001 - reducers are user code
+        except Exception as error:
             if is_strict:
                 raise
             definition.error = error
@@ -299,7 +305,7 @@ class _Build:
         return any(definition.key == key for definition in self._under_way)
 
     def _would_be_endless(self, other: Definition) -> bool:
-        """Whether a cycle closes here in which nothing can be made before it is filled, as functions and classes can."""
+        """Whether a cycle closes here without a function or class: only those can be made before they are filled."""
         if other not in self._under_way:
             return False
         cycle = self._under_way[self._under_way.index(other) :]
@@ -307,14 +313,12 @@ class _Build:
 
     @property
     def shared(self) -> dict[int, Key]:
-        """By identity, the globals that are one object wherever they are held: `SENTINEL`, in a default as in its name."""
+        """By identity, the globals that are one object wherever they are held: `SENTINEL` as a default and by name."""
         if self._shared is None:
             self._shared = {}
             for module_name in self.book.by_value_modules:
                 for name, value in list(_dict_of(module_name).items()):
-                    if self._has_identity(value) and (
-                        id(value) not in self._shared or getattr(value, "__qualname__", None) == name
-                    ):
+                    if self._has_identity(value) and (id(value) not in self._shared or _is_called(value, name)):
                         self._shared[id(value)] = (module_name, name)
         return self._shared
 
@@ -369,7 +373,7 @@ class _DefinitionPickler(ByValuePickler):
             return reduce(obj)
         if issubclass(kind, threading.local):
             return rebuild.make_local, (kind,)
-        if obj is self._root and kind.__reduce__ is not object.__reduce__ and kind not in self.dispatch_table:
+        if obj is self._root and _reduces_itself(kind) and kind not in self.dispatch_table:
             reduced = obj.__reduce__()
             if isinstance(reduced, str):  # it goes by its name, and here it is that name which is made
                 return copyreg.__newobj__, (kind,), getattr(obj, "__dict__", None)  # type: ignore[attr-defined]
@@ -407,12 +411,20 @@ _WITHOUT_IDENTITY = frozenset(
 def _placeholder(key: Key, value: Any, error: Exception) -> rebuild.Unavailable:
     kind = type(value)
     text = (
-        f"the global {key[1]!r} of {key[0]} (a {kind.__module__}.{kind.__qualname__}) could not be sent to this worker: "
-        f"{type(error).__name__}: {error}"
+        f"the global {key[1]!r} of {key[0]} (a {kind.__module__}.{kind.__qualname__}) could not be sent to this worker"
+        f": {type(error).__name__}: {error}"
     )
     if isinstance(error, RuntimeError) and "inheritance" in text:
         text += "; pass it as an initializer argument"
     return rebuild.Unavailable(text)
+
+
+def _reduces_itself(kind: Any) -> bool:
+    return kind.__reduce__ is not object.__reduce__
+
+
+def _is_called(value: Any, name: str) -> bool:
+    return isinstance(value, (FunctionType, type)) and value.__qualname__ == name
 
 
 def _keys_that_occur(stream: bytes, module_name: str) -> list[Key]:

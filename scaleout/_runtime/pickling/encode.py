@@ -12,15 +12,23 @@ from __future__ import annotations
 
 import copyreg
 import pickle
-from typing import TYPE_CHECKING, Any, Protocol
 
 from scaleout._runtime.pickling import by_value, reducers
-from scaleout._runtime.pickling.by_value import LACKS_A_NAME, ByValuePickler, Policy
+from scaleout._runtime.pickling.by_value import LACKS_A_NAME, ByValuePickler
 from scaleout._runtime.pickling.names import STACK_GLOBAL, join_frames
 from scaleout._runtime.pickling.stream import OUT_OF_BAND_BYTES, Encoded, Stream
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any, Protocol
+
+    from scaleout._runtime.pickling.by_value import Policy
+
+    class Book(Policy, Protocol):
+        def needs_of_stream(self, stream: bytes, reads: Iterable[tuple[str, str]] = ()) -> tuple[int, ...] | None:
+            """What must be loaded before this stream; None: a name in it is not there for the receiver."""
+
 
 __all__ = ["OUT_OF_BAND_BYTES", "Encoded", "Encoder", "Hint"]
 
@@ -40,11 +48,6 @@ class Hint:
 
     def __init__(self) -> None:
         self.is_by_value = False
-
-
-class Book(Policy, Protocol):
-    def needs_of_stream(self, stream: bytes, reads: Iterable[tuple[str, str]] = ()) -> tuple[int, ...] | None:
-        """What must be loaded before this stream; None: a name in it is not there for the receiver."""
 
 
 class Encoder:
@@ -102,7 +105,7 @@ class Encoder:
         previous = context.get_spawning_popen()
         context.set_spawning_popen(popen)  # of this thread
         try:
-            extra = dict(reduction.ForkingPickler._extra_reducers)
+            extra = dict(reduction.ForkingPickler._extra_reducers)  # type: ignore[attr-defined]
             return self._encode_with(extra, obj)
         finally:
             context.set_spawning_popen(previous)
@@ -164,5 +167,3 @@ class Encoder:
         self._copyreg_seen = dict(copyreg.dispatch_table)
         self._table = reducers.merged(self._extra) if self._extra else None
         self._pool = []
-
-

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 MAX_OBJECTS = 10_000
 """How many objects are looked at before the search for the place is given up."""
@@ -66,7 +67,8 @@ def _children(obj: Any) -> Iterator[tuple[Any, str | None]]:
         yield from ((value, "an argument of a functools.partial") for value in obj.args)
         yield from ((value, f"the argument {name!r} of a functools.partial") for name, value in obj.keywords.items())
     elif issubclass(kind, type):
-        yield from ((value, f"the attribute {name!r} of class {obj.__qualname__!r}") for name, value in vars(obj).items())
+        of = f"of class {obj.__qualname__!r}"
+        yield from ((value, f"the attribute {name!r} {of}") for name, value in vars(obj).items())
     else:
         try:
             attributes = object.__getattribute__(obj, "__dict__")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import opcode
 import sys
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import CodeType
+    from typing import Any
 
     Key = tuple[str, str]
 
 NAME_CHUNK_BYTES = 256 * 1024
-"""A stream is written in frames of at most about 192 KiB, and what is larger is one object's raw bytes: no names there."""
+"""A stream comes in frames of at most about 192 KiB; a larger chunk is one object's raw bytes, without names."""
 
 MAX_HEAD_BYTES = 100
 MAX_HEADS = 512
@@ -36,9 +37,9 @@ def join_frames(chunks: Iterable[bytes]) -> bytes:
 def names_in_stream(stream: bytes) -> set[str] | None:
     """The top-level names of all globals in a protocol 5 stream of the C pickler, of whatever module.
 
-    None: there may be one whose name cannot be read off (it was memoized earlier, or a frame begins in its middle); the
-    caller must then take every name that occurs in the stream. A real global is the opcode STACK_GLOBAL behind its name,
-    which is a string and MEMOIZE, or a memo reference. Its byte also occurs in data, so there may be too many.
+    None: there may be one whose name cannot be read off (it was memoized earlier, or a frame begins in its middle);
+    the caller must then take every name that occurs in the stream. A real global is the opcode STACK_GLOBAL behind its
+    name, which is a string and MEMOIZE, or a memo reference. Its byte also occurs in data: there may be too many.
     """
     names = set()
     pieces = stream.split(_STACK_GLOBAL)

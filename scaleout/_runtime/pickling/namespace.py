@@ -7,7 +7,6 @@ one replaces it. Ids grow with time, so a definition that comes late never repla
 
 from __future__ import annotations
 
-import importlib
 import io
 import pickle
 import re
@@ -15,13 +14,14 @@ import sys
 import threading
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 from scaleout._runtime.pickling import rebuild
 from scaleout._runtime.pickling.names import NamesInStreams, module_dict
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     Key = tuple[str, str]
 
@@ -96,7 +96,8 @@ class Namespace:
         if needs == self._active:
             return
         with self._lock:
-            wanted = {self._keys[definition_id]: definition_id for definition_id in needs}
+            # Of two for one name the older is there because something holds it, not to be bound.
+            wanted = {self._keys[definition_id]: definition_id for definition_id in sorted(needs)}
             for key, definition_id in wanted.items():
                 if self._bound.get(key) != definition_id:
                     self._bind(key, definition_id, self._values[definition_id])
@@ -111,7 +112,7 @@ class Namespace:
                 self._keys.pop(definition_id, None)
 
     def missing_name(self, error: BaseException) -> tuple[str, str] | None:
-        """(module, name) if this says that a stream named something which is not here; the name is "" if the module is not."""
+        """(module, name) if a stream named something that is not here; name "" if it is the module. Else None."""
         if isinstance(error, ModuleNotFoundError):
             return (error.name, "") if error.name else None
         if type(error) is AttributeError:
@@ -162,34 +163,13 @@ class Namespace:
     def _bind(self, key: Key, definition_id: int, value: Any) -> None:
         module_name, name = key
         if module_name:  # else it was an import
-            names = self._module(module_name).__dict__
+            names = rebuild.module_or_new(module_name).__dict__
+            if module_name in rebuild.made_modules and module_name not in self.results.by_value_modules:
+                self.results.add(module_name)
             if key in self._bound or name not in names:
                 names[name] = value
         self._bound[key] = definition_id
         self._active = ()
-
-    def _module(self, name: str) -> ModuleType:
-        module = sys.modules.get(name)
-        if module is None:
-            self.results.by_value_modules.add(name)
-            self.results._key_by_head.clear()
-            try:
-                module = importlib.import_module(name)
-            except Exception:  # noqa: BLE001 - the module is the user's, and this is why it travels
-                module = _make_module(name)
-        return module
-
-
-def _make_module(name: str) -> ModuleType:
-    """An empty module, below packages that are as empty if need be: pickle imports a module from its top."""
-    parent, _, own_name = name.rpartition(".")
-    module = sys.modules[name] = ModuleType(name, "Made by scaleout of what was sent: it cannot be imported here.")
-    if parent:
-        package = sys.modules.get(parent) or _make_module(parent)
-        if not hasattr(package, "__path__"):
-            package.__path__ = []
-        setattr(package, own_name, module)
-    return module
 
 
 class _DefinitionUnpickler(pickle.Unpickler):
@@ -206,6 +186,11 @@ class ResultBook(NamesInStreams):
         super().__init__()
         self._bound = namespace._bound
         self._values = namespace._values
+
+    def add(self, module_name: str) -> None:
+        """A module was made of what the owner sent: what else is in it is not known there."""
+        self.by_value_modules.add(module_name)
+        self._key_by_head.clear()
 
     def keeps(self, module_name: str, name: str, value: Any) -> bool:
         """Whether the owner's module has this under this name too."""

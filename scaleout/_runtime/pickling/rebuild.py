@@ -14,11 +14,12 @@ import sys
 import threading
 import weakref
 from types import CellType, FunctionType, ModuleType, new_class
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from functools import _CacheParameters, cached_property
+    from typing import Any
 
 NOT_A_DEFINITION = 0
 
@@ -30,6 +31,31 @@ def module_named(name: str) -> ModuleType:
     """The module, imported if need be; ModuleNotFoundError if this process has none."""
     module = sys.modules.get(name)
     return module if module is not None else importlib.import_module(name)
+
+
+made_modules: set[str] = set()
+"""Modules that exist only as what an owner sent of them."""
+
+
+def module_or_new(name: str) -> ModuleType:
+    """The module, or an empty one if it cannot be imported here."""
+    try:
+        return module_named(name)
+    except Exception:  # noqa: BLE001 - the module is the user's, and this is why it travels
+        return _make_module(name)
+
+
+def _make_module(name: str) -> ModuleType:
+    """Below packages that are as empty if need be: pickle imports a module from its top."""
+    parent, _, own_name = name.rpartition(".")
+    module = sys.modules[name] = ModuleType(name, "Made by scaleout of what was sent: it cannot be imported here.")
+    made_modules.add(name)
+    if parent:
+        package = sys.modules.get(parent) or _make_module(parent)
+        if not hasattr(package, "__path__"):
+            package.__path__ = []
+        setattr(package, own_name, module)
+    return module
 
 
 def get_path(owner: Any, path: str) -> Any:
@@ -50,7 +76,9 @@ def set_cell(cell: CellType, contents: tuple[Any]) -> None:
     cell.cell_contents = contents[0]
 
 
-def make_function(code: bytes, module_name: str | None, cells: tuple[CellType, ...], definition_id: int) -> FunctionType:
+def make_function(
+    code: bytes, module_name: str | None, cells: tuple[CellType, ...], definition_id: int
+) -> FunctionType:
     """A function without its state. `module_name` None: its globals are its own."""
     if module_name is None:
         globals_: dict[str, Any] = {"__builtins__": __builtins__}
@@ -114,13 +142,11 @@ _class_lock = threading.RLock()
 
 def class_id_of(cls: type) -> bytes:
     """The identity under which a class goes by value, so that it comes back as itself."""
-    with _class_lock:
-        class_id = _id_by_class.get(cls)
-        if class_id is None:
-            class_id = os.urandom(12)
-            _id_by_class[cls] = class_id
-            _class_by_id[class_id] = cls
-        return class_id
+    class_id = _id_by_class.get(cls)
+    if class_id is None:
+        class_id = _id_by_class.setdefault(cls, os.urandom(12))
+        _class_by_id[class_id] = cls
+    return class_id
 
 
 def _known_class(class_id: bytes, make: Callable[[], type]) -> type:
@@ -150,7 +176,9 @@ def make_class(
     return cls
 
 
-def make_foreign_class(class_id: bytes, maker: Callable[..., type], arguments: tuple[Any, ...], definition_id: int) -> type:
+def make_foreign_class(
+    class_id: bytes, maker: Callable[..., type], arguments: tuple[Any, ...], definition_id: int
+) -> type:
     """As `make_class`, for kinds of classes (enums, typed dicts) that have a maker of their own."""
     cls = _known_class(class_id, lambda: maker(*arguments))
     if definition_id:
@@ -174,7 +202,7 @@ def fill_class(cls: type, state: tuple[dict[str, Any], list[type]]) -> None:
 def make_typed_dict(name: str, annotations: dict[str, Any], is_total: bool, module_name: str) -> Any:
     from typing import TypedDict
 
-    made = TypedDict(name, annotations, total=is_total)  # type: ignore[operator]
+    made: Any = TypedDict(name, annotations, total=is_total)  # type: ignore[misc]
     made.__module__ = module_name
     return made
 
@@ -188,7 +216,7 @@ def make_type_variable(kind: Any, arguments: tuple[Any, ...], keywords: dict[str
 def make_new_type(name: str, module_name: str, supertype: Any) -> Any:
     from typing import NewType
 
-    made = NewType(name, supertype)
+    made = NewType(name, supertype)  # type: ignore[misc]
     made.__module__ = module_name
     return made
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
 OUT_OF_BAND_BYTES = 64 * 1024
 """A buffer of at least this size leaves the stream: below it a copy is cheaper than a place in a segment."""
@@ -14,11 +14,11 @@ OUT_OF_BAND_BYTES = 64 * 1024
 class Encoded:
     """A pickled value.
 
-    `chunks` joined are the stream (for a small value exactly one bytes object), `size_bytes` its length. `buffers` are
-    contiguous memoryviews of at least OUT_OF_BAND_BYTES that left it; `view.obj` is the object that exports it. Both may
-    alias the caller's objects (an array, a large bytearray) until they are copied out, which the submitting thread must
-    do. `needs` are the definitions that must be in place before the stream is loaded; whoever keeps the stream keeps
-    this very object, which keeps them from being forgotten.
+    `chunks` joined are the stream (for a small value exactly one bytes object), `size_bytes` its length. `buffers`
+    are contiguous memoryviews of at least OUT_OF_BAND_BYTES that left it; `view.obj` is the object that exports it.
+    Both may alias the caller's objects (an array, a large bytearray) until they are copied out, which the submitting
+    thread must do. `needs` are the definitions that must be in place before the stream is loaded; whoever keeps the
+    stream keeps this very object, which keeps them from being forgotten.
     """
 
     __slots__ = ("buffers", "chunks", "needs", "size_bytes")

@@ -5,13 +5,19 @@ Follows `multiprocessing.spawn.prepare` and `BaseProcess._bootstrap` of CPython 
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 from multiprocessing import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+STACKS_SIGNAL = signal.SIGUSR2
+"""A worker that gets it prints the stacks of its threads to stderr."""
 
 
 class WorkerProcess(process.BaseProcess):
@@ -54,6 +60,10 @@ class ParentProcess(process._ParentProcess):  # type: ignore[misc]
 
 def assume(info: dict[str, Any]) -> None:
     """Name, identity, authkey, log level and start method, as the owner gave them in HELLO."""
+    try:
+        faulthandler.register(STACKS_SIGNAL, file=2, all_threads=True)
+    except (OSError, ValueError):
+        signal.signal(STACKS_SIGNAL, signal.SIG_IGN)  # stderr is closed
     parent = ParentProcess(info["parent_name"], info["parent_pid"])
     worker = WorkerProcess(info["number"], tuple(info["parent_identity"]), info["authkey"], parent)
     process._current_process = worker
@@ -76,6 +86,13 @@ def assume(info: dict[str, Any]) -> None:
             logging.basicConfig(stream=sys.stderr)
     if info.get("hides_stdin", True):
         sys.stdin = open(os.devnull)  # noqa: SIM115 - it lives as long as the process
+
+
+def resource_tracker_fd() -> int:
+    """The fd to this process's resource tracker, -1 while there is none."""
+    module = sys.modules.get("multiprocessing.resource_tracker")
+    fd = module._resource_tracker._fd if module is not None else None
+    return -1 if fd is None else fd
 
 
 def use_resource_tracker(fd: int) -> None:

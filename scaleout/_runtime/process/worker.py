@@ -106,6 +106,7 @@ class Worker:
                 self.callable_bytes.pop(number, None)
         elif kind == frames.FREE:
             self.exchange.free(marshal.loads(body))
+            self.words[control_page.USED_BYTES] = self.exchange.used_bytes
         elif kind == frames.SEGMENT:
             self.exchange.add(number, self.link.fds.popleft(), *marshal.loads(body))
         elif kind == frames.HELLO:
@@ -150,8 +151,8 @@ class Worker:
         if failure is None:
             self.link.send_now(frame(frames.READY))
             return
-        _, payload = self.encode_failure(frames.TASK_RAISED, failure)
-        self.link.send_now(frame(frames.INITIALIZER_FAILED, payload))
+        flag, payload = self.encode_failure(frames.TASK_RAISED, failure)
+        self.link.send_now(frame(frames.INITIALIZER_FAILED, payload, flag=flag & frames.STORED))
         code = failure.code if isinstance(failure, SystemExit) else 1
         leave(code if isinstance(code, int) else 1)
 
@@ -183,6 +184,7 @@ class Worker:
     def attempt(self, how: int, callable_id: int, payload: bytes, sequence: int) -> tuple[int, bytes]:
         """Decode, call, encode: (status, payload) for the result; (-1, b"") if the task went back undone."""
         self.interruptible = True
+        self.context.in_bootstrap = True
         try:
             if self.definitions:
                 self.define_pending()
@@ -195,7 +197,9 @@ class Worker:
                 arguments = loads(payload)
         except BaseException as error:
             self.interruptible = False
+            self.context.in_bootstrap = False
             return self.decoding_failed(error, sequence)
+        self.context.in_bootstrap = False
         try:
             result = CALL[how & frames.HOW_MASK](self, function, arguments, how)
         except BaseException as error:
@@ -207,7 +211,9 @@ class Worker:
         try:
             encoded = self.encoder.encode(result)
             if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
-                return frames.OK | frames.STORED, self.exchange.store(encoded)
+                body = self.exchange.store(encoded)
+                self.words[control_page.USED_BYTES] = self.exchange.used_bytes
+                return frames.OK | frames.STORED, body
             chunks = encoded.chunks
             return frames.OK, chunks[0] if len(chunks) == 1 else b"".join(chunks)  # type: ignore[return-value]
         except BaseException as error:
@@ -259,14 +265,18 @@ class Worker:
 
     def encode_failure(self, status: int, error: BaseException, value: Any = None) -> tuple[int, bytes]:
         """What became of a task that gave no result: (error pickled or None, traceback, repr of error, of value)."""
+        pickled: bytes | None
+        stored = 0
         try:
-            pickled: bytes | None = b"".join(self.encoder.encode(error).chunks)
+            encoded = self.encoder.encode(error)
+            if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
+                pickled, stored = self.exchange.store(encoded), frames.STORED
+            else:
+                pickled = b"".join(encoded.chunks)
         except BaseException as pickling_error:
             pickled = None
             if status != frames.RESULT_NOT_PICKLED:
                 status, value, error = frames.RESULT_NOT_PICKLED, error, pickling_error
-        if pickled is not None and len(pickled) > limits.FRAME_BYTES // 2:
-            pickled = None
         code = error.code if isinstance(error, SystemExit) else None
         body = (
             pickled,
@@ -275,7 +285,7 @@ class Worker:
             safe_repr(value)[:10_000] if status == frames.RESULT_NOT_PICKLED else "",
             code if code is None or type(code) is int else 1,
         )
-        return status, marshal.dumps(body)
+        return status | stored, marshal.dumps(body)
 
     # -- large objects and nested sessions -------------------------------------------------------
 

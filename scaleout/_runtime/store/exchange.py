@@ -126,9 +126,20 @@ class Exchange:
     def open(self, body: bytes) -> tuple[Any, list[memoryview]]:
         """The stream and the buffers of a body; all are views that pin what they show."""
         stream, buffers = marshal.loads(body)
+        # Every place is opened, come what may: an opening, also a failed one, is what its range is given back by.
+        error: BaseException | None = None
+        views = []
+        for place in [stream, *buffers] if type(stream) is tuple else buffers:
+            try:
+                views.append(self._reader.open(place[:3], place[3]))
+            except BaseException as raised:
+                error = raised
+        if error is not None:
+            views.clear()
+            raise error
         if type(stream) is tuple:
-            stream = self._reader.open(stream[:3], stream[3])
-        return stream, [self._reader.open(place[:3], place[3]) for place in buffers]
+            stream = views.pop(0)
+        return stream, views
 
     def load(self, body: bytes) -> Any:
         """The value."""
