@@ -25,7 +25,7 @@ from scaleout._runtime.base.limits import EAGER_ITEMS, FEED_TASKS
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.core.tasks import Profile
-from scaleout._runtime.node.host import Host
+from scaleout._runtime.node import host
 from scaleout._runtime.wire.frames import (
     ARGUMENT_NOT_PICKLED,
     ARGUMENT_NOT_UNPICKLED,
@@ -79,6 +79,7 @@ __all__ = [
     "default_session",
     "dump_stacks",
     "outcome",
+    "set_preload",
     "warm_process_ids",
 ]
 
@@ -118,13 +119,13 @@ def _open_session() -> EmbeddedSession | InlineSession:
         return InlineSession(settings)
     if context.current is not None and context.current.in_bootstrap:
         raise RuntimeError(BOOTSTRAPPING)
-    host = Host.start()
+    zygote = host.Host.start()
     try:
         from scaleout._runtime.client.embedded import EmbeddedSession
 
-        return EmbeddedSession(settings, host)
+        return EmbeddedSession(settings, zygote)
     except BaseException:
-        host.close()
+        zygote.close()
         raise
 
 
@@ -140,6 +141,11 @@ def dump_stacks() -> None:
     faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
     if _session is not None:
         _session.dump_stacks()
+
+
+def set_preload(modules: list[str]) -> None:
+    """Names of modules that are imported once, before workers are forked: each starts with them loaded."""
+    host.preloaded_modules[:] = modules
 
 
 def cpu_count() -> int:
@@ -163,16 +169,22 @@ def close_all() -> None:
 
 def warm_process_ids() -> list[int]:
     """The zygote that is kept warm between groups, if any."""
-    host = getattr(_session, "_parked", None)
-    return [host.pid] if host is not None and host.pid else []
+    parked = getattr(_session, "_parked", None)
+    return [parked.pid] if parked is not None and parked.pid else []
 
 
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.Lock()
+    context.current = None  # a worker's child is no worker: it needs a zygote of its own
     if _session is not None:
         _session.forget()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _before_fork() -> None:
+    if _session is not None:
+        _session.before_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 context.at_exit.append(close_all)

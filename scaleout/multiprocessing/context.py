@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.context as stdlib
 
+from scaleout._runtime.session import set_preload
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -45,6 +47,12 @@ class ScaleoutContext(stdlib.SpawnContext):
         """Accepts the names that the standard library accepts; workers are started clean in any case."""
         if method not in (None, "spawn", "fork", "forkserver"):
             raise ValueError(f"cannot find context for {method!r}")
+
+    def set_forkserver_preload(self, module_names: list[str]) -> None:
+        """Modules that the process which forks the workers imports once, so that each worker has them at no cost."""
+        if not all(type(name) is str for name in module_names):
+            raise TypeError("module_names must be a list of strings")
+        set_preload(module_names)
 
     def get_all_start_methods(self) -> list[str]:
         return ["spawn"]

@@ -56,11 +56,17 @@ def _result_not_pickled(failure: Failure, _: Any) -> BaseException:
 
 def _result_not_unpickled(failure: Failure, _: Any) -> BaseException:
     error = errors.ResultUnpicklingError(
-        "the call returned, but its result could not be unpickled here: "
-        f"{type(failure.error).__name__}: {failure.error}"
+        f"the call returned, but its result could not be unpickled here: {_text_of(failure.error)}"
     )
     error.__cause__ = failure.error
     return error
+
+
+def _text_of(error: BaseException | None) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a __str__ of the user's
+        return f"{type(error).__name__}, which cannot be shown"
 
 
 def _exited(failure: Failure, first_index: int | None) -> BaseException:
@@ -125,7 +131,11 @@ def _broken(failure: Failure, _: Any) -> BaseException:
 
 
 def _closed(failure: Failure, _: Any) -> BaseException:
-    return errors.SessionClosedError("the pool was terminated before this call had a result")
+    if failure.error is None:
+        return errors.SessionClosedError("the pool was terminated before this call had a result")
+    error = errors.SessionClosedError("the runtime failed before this call had a result")
+    error.__cause__ = failure.error
+    return error
 
 
 def _dropped(failure: Failure, _: Any) -> BaseException:

@@ -201,6 +201,10 @@ class Pool:
         except Exception as error:  # the iterable's own
             group.fail(result, index, error)
             index += 1
+        except BaseException:  # Ctrl-C: nobody will ever ask for what was submitted so far
+            batch.end()
+            group.drop(result)
+            raise
         batch.end()
         for missing in range(index, count):  # a __len__ that promised more than there was
             group.fail(result, missing, RuntimeError(f"{type(items).__name__} ended before its len()"))
@@ -320,9 +324,15 @@ class Pool:
             raise ValueError("Pool is still running")
         if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
-        for feeder in list(self._feeders):
-            feeder.thread.join()
-        self._group.join()
+        try:
+            for feeder in list(self._feeders):
+                feeder.thread.join()
+            self._group.join()
+        except KeyboardInterrupt:
+            for feeder in list(self._feeders):
+                feeder.stop()
+            self._group.drop_all()
+            raise
         self._at_exit.cancel()
 
     def __enter__(self) -> Pool:
@@ -340,11 +350,15 @@ class Pool:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
     def __del__(self, _warn: Any = warnings.warn, _run: str = RUN) -> None:
+        group = getattr(self, "_group", None)
+        if group is None or self._pid != os.getpid():
+            return  # it never came to be, or belongs to the process that this one was forked from
         if self._state == _run:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
-        if self._state in (_run, CLOSE) and self._pid == os.getpid() and not self._group.has_ended:
-            self._group.terminate()
-            self._at_exit.cancel()
+        if self._state != TERMINATE and not group.has_ended:
+            group.terminate()
+            if self._state != INIT:
+                self._at_exit.cancel()
 
 
 def _end_group(group: Any) -> None:

@@ -15,7 +15,7 @@ import types
 from _thread import allocate_lock
 from collections import deque
 
-from scaleout._runtime.session import OK, Failure, outcome
+from scaleout._runtime.session import DROPPED, OK, Failure, outcome
 from scaleout.multiprocessing.failures import exception_of
 
 TYPE_CHECKING = False
@@ -80,9 +80,12 @@ class ApplyResult:
         """(success, value or exception); decoded at the first call."""
         with self._lock:
             if self._settled is None:
-                raw = self._raw
-                self._settled = self._decode(raw)
-                self._raw = None
+                raw, self._raw = self._raw, None
+                try:
+                    self._settled = self._decode(raw)
+                except BaseException:  # Ctrl-C while it was unpickled, of which half may be used up
+                    self._settled = False, exception_of(Failure(DROPPED))
+                    raise
             return self._settled
 
     def _decode(self, raw: Any) -> tuple[bool, Any]:
@@ -110,6 +113,7 @@ class ApplyResult:
 
     def _wait_once(self, timeout: float | None) -> None:
         """Wait until something happens, at most `timeout` seconds."""
+        self._group.check_process()
         lock = allocate_lock()
         lock.acquire()
         try:
@@ -182,21 +186,29 @@ class MapResult(ApplyResult):
     def get(self, timeout: float | None = None) -> Any:
         """The list of values, or the first exception raised. Chunks are unpickled as they come."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._is_ready and self._callback is None:
-            if self._chunks:
-                with self._lock:
-                    self._decode_chunks()
-                continue
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                break
-            self._wait_once(left)
-        return super().get(0 if self._is_ready or deadline is None else max(0.0, deadline - time.monotonic()))
+        try:
+            while not self._is_ready and self._callback is None:
+                if self._chunks:
+                    with self._lock:
+                        self._decode_chunks()
+                    continue
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                self._wait_once(left)
+        except KeyboardInterrupt:
+            self._group.drop(self)
+            raise
+        return super().get(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _decode_chunks(self) -> None:
         while self._chunks:
             index, payload = self._chunks.popleft()
-            self._values[index] = outcome(OK, payload)
+            try:
+                self._values[index] = outcome(OK, payload)
+            except BaseException:  # Ctrl-C: this chunk is used up
+                self._first_failure = self._first_failure or (index, DROPPED, None)
+                raise
 
     def _decode(self, raw: Any) -> tuple[bool, Any]:
         self._decode_chunks()
@@ -248,6 +260,7 @@ class IMapIterator:
 
     def _wait_for_item(self, timeout: float | None) -> tuple[int, int, Any]:
         items = self._items
+        self._group.check_process()
         while True:
             lock = allocate_lock()
             lock.acquire()

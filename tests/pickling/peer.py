@@ -123,7 +123,7 @@ def serve() -> None:
                 if strict:
                     namespace.activate(needs)
                 call, values = decode(*function), decode(*args)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - loading user code
                 missing = namespace.missing_name(error)
                 if missing is not None:
                     send(stdout, "need", *missing)
@@ -132,10 +132,10 @@ def serve() -> None:
                 continue
             try:
                 result = call(*values)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - running it
                 send(stdout, "raised", type(error).__name__, str(error), traceback.format_exc())
                 continue
             try:
                 send(stdout, "ok", *flat(encoder.encode(result)))
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - user reducers
                 send(stdout, "pickling", traceback.format_exc())

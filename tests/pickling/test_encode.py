@@ -140,7 +140,6 @@ def test_what_passes_to_a_child_passes_while_spawning(encoder: Encoder) -> None:
             return fd
 
         def DupFd(self, fd: int) -> Any:
-            self.descriptors.append(fd)
             return fd
 
     context = multiprocessing.get_context("spawn")
@@ -165,7 +164,7 @@ def test_threads_share_an_encoder(encoder: Encoder) -> None:
             for i in range(300):
                 value = (seed, i, "x" * (i % 50))
                 assert value_of(encoder.encode(value)) == value
-                assert value_of(encoder.encode(lambda: value))() == value
+                assert value_of(encoder.encode(lambda value=value: value))() == value
         except BaseException as error:  # noqa: BLE001 - for the main thread to see
             failures.append(error)
 
@@ -263,7 +262,7 @@ while True:
         namespace.define(number, b"".join(found.chunks), found.buffers)
     assert not namespace._waiting
     names = {key[1]: namespace._values[i] for i, key in namespace._keys.items()}
-    assert names["K"] == [at] and names["C"].__mro__[1].k is names["K"], names
+    assert names["K"] == [at] and names["C"].__mro__[1].k == [at], names
     if not interrupted: break
     rounds += 1
 assert rounds > 50, rounds
@@ -298,7 +297,7 @@ def test_names_in_streams_are_never_too_few() -> None:
 
 
 def test_global_names_of_code() -> None:
-    source = "\n".join(f"name_{i} = 1" for i in range(300))  # needs EXTENDED_ARG
+    source = "\n".join(f"name_{i}" for i in range(300))  # needs EXTENDED_ARG
     space: dict[str, Any] = {}
     exec(
         "def f(a):\n"
@@ -330,3 +329,24 @@ def test_modules_are_light_to_import() -> None:
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_joined_needs_keep_what_they_name() -> None:
+    script = """
+from scaleout._runtime.pickling.definitions import DefinitionBook
+book = DefinitionBook()
+def f(): return g()
+def g(): return 1
+def h(): return 2
+needs = book.join(book.require("__main__", "f"), (), book.require("__main__", "h"))
+assert set(needs) == {1, 2, 3}, needs
+def g(): return 3
+def h(): return 4
+book.require("__main__", "f"), book.require("__main__", "h")
+assert not book.forgotten and all(book.bytes_of(number) for number in needs)
+old = set(needs)
+needs = None
+assert set(book.forgotten) < old and len(book.forgotten) == 2, book.forgotten    # f itself is as it was
+"""
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=root)

@@ -23,6 +23,7 @@ from scaleout._runtime.process.initargs import PassedFds
 from scaleout._runtime.base import limits
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
+from scaleout.errors import ForeignSessionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class EmbeddedSession:
         return InitializerFrames(owner, encoded, passed)
 
     def _need_owner(self) -> Owner:
+        if self._owner is not None and self._owner.is_over:
+            self._owner = None  # it failed
         if self._owner is None:
             if self.is_closed:
                 raise RuntimeError("cannot start workers: the session is closed, the interpreter is shutting down")
@@ -138,7 +141,7 @@ class EmbeddedSession:
         with self._lock:
             self.is_closed = True
             owner = self._owner
-        if owner is not None:
+        if owner is not None and not owner.is_over:
             owner.post(owner.terminate_all)
             owner.join()
         self.close_idle()
@@ -158,6 +161,18 @@ class EmbeddedSession:
     def forget(self) -> None:
         """In a forked child: nothing here is ours any more. Close the fds that would keep the parent's peers alive."""
         self.is_closed = True
+        owner, host = self._owner, self._parked
+        self._owner = self._parked = None
+        if owner is not None:
+            owner.forget()
+        if host is not None:
+            host.link.close()
+
+    def before_fork(self) -> None:
+        """What is mapped now a child will see too: its ranges are never used again."""
+        owner = self._owner
+        if owner is not None and owner._exchange is not None:
+            owner._exchange.retain_pinned()
 
 
 class InitializerFrames:
@@ -262,6 +277,15 @@ class GroupHandle:
         """Nobody wants the results of `sink` any more; what runs is interrupted, then killed."""
         self._owner.drop(self._group, lambda task: task.sink is sink, interrupt)
 
+    def drop_all(self) -> None:
+        """Nobody wants any of the results."""
+        self._owner.drop(self._group, lambda task: True, True)
+
+    def check_process(self) -> None:
+        """ForeignSessionError in a process forked from the one that the group belongs to."""
+        if self._pid != os.getpid():
+            raise ForeignSessionError("this belongs to the process that was forked from; make a new Pool here")
+
     # -- workers ---------------------------------------------------------------------------------
 
     @property
@@ -293,6 +317,7 @@ class GroupHandle:
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until the workers are gone; True when they are."""
+        self.check_process()
         if not self._group.has_ended.wait(timeout_s):
             return False
         self._owner.join_if_over()

@@ -105,6 +105,12 @@ class InlineGroup:
     def drop(self, sink: Any, interrupt: bool = True) -> None:
         pass
 
+    def drop_all(self) -> None:
+        pass
+
+    def check_process(self) -> None:
+        pass
+
     def close(self) -> None:
         self.has_ended = True
 

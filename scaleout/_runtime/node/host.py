@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 CHANNEL_FD = 3
 
+preloaded_modules: list[str] = []
+"""What the zygote imports before it forks: `set_forkserver_preload`."""
+
 
 class Host:
     """A channel to a zygote. `pid` is 0 where the zygote is not ours."""
@@ -50,16 +53,17 @@ class Host:
         ours.setblocking(False)
         return cls(Link(ours), pid)
 
-    def fork(self, sockets: list[tuple[int, socket.socket]], max_processes: int) -> None:
-        """Ask for one worker per (worker id, its end of a socket pair); they look as this process looks now."""
+    def describe(self, max_processes: int) -> None:
+        """The workers that are asked for from now on look as this process looks now."""
         self.link.queue(frame(frames.STATE, marshal.dumps(_present_state(max_processes))))
         for number in (1, 2):
             fd = _output_fd(number)
             if fd >= 0:
                 self.link.queue(frame(frames.OUTPUT, number=number), fd)
-        for worker_id, sock in sockets:
-            self.link.queue(frame(frames.FORK, number=worker_id), sock.fileno())
-            sock.close()
+
+    def fork(self, worker_id: int, sock: socket.socket) -> None:
+        """Ask for a worker; `sock` is its end of a socket pair. Cannot fail."""
+        self.link.queue_and_give(frame(frames.FORK, number=worker_id), sock.detach())
 
     def kill(self, worker_id: int, signum: int) -> None:
         self.link.queue(frame(frames.KILL, aux=signum, number=worker_id))
@@ -108,6 +112,7 @@ def _present_state(max_processes: int) -> dict[str, Any]:
         "path": [entry for entry in sys.path if isinstance(entry, str)],
         "argv": [str(argument) for argument in sys.argv],
         "max_processes": max_processes,
+        "preload": list(preloaded_modules),
         "max_depth": limits.NESTING_DEPTH - 1,
     }
 

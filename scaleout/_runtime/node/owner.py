@@ -35,7 +35,6 @@ from scaleout._runtime.process import identity
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
 from scaleout._runtime.wire.link import Link
-from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,7 +145,11 @@ class Owner:
         done = threading.Lock()
         done.acquire()
         self.post(partial(self._answer_allocation, size_bytes, answer, done))
-        done.acquire()
+        try:
+            done.acquire()
+        except BaseException:  # Ctrl-C: the range that the reactor is about to answer is nobody's
+            self.post(partial(self._drop_answer, answer))
+            raise
         if isinstance(answer[0], BaseException):
             raise answer[0]
         extent: tuple[int, int, int] = answer[0]
@@ -259,24 +262,49 @@ class Owner:
     # -- effects ---------------------------------------------------------------------------------
 
     def _do_start(self, group: WorkerGroup, count: int) -> None:
-        host = self._need_host()
-        sockets = []
-        for _ in range(count):
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
+        missing = count
+        try:
+            host = self._need_host()
+            host.describe(self.settings.max_processes)
+            while missing:
+                self._start_worker(group, host)
+                missing -= 1
+        except OSError as error:  # no fds or no memory left
+            group.failure = ("refused", str(error))
+            group.core.start_refused(missing)
+            if group.core.size:
+                self.callbacks.put(partial(_warn_of_smaller_group, group.core.size, str(error)))
+        if self.host is not None:
+            self._dirty(self.host.link)
+        group.on_workers_changed(group.peers)
+
+    def _start_worker(self, group: WorkerGroup, host: Host) -> None:
+        """Ask for one worker; OSError leaves nothing behind."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        link = Link(ours)
+        try:
             file, page, words = self.pages.take()
-            peer = Peer(next(self.worker_ids), next(group.numbers), Link(ours), (file, page), words)
+            peer = Peer(next(self.worker_ids), next(group.numbers), link, (file, page), words)
             words[control_page.ALLOWANCE_BYTES] = self.settings.store_bytes
             peer.group = group
-            peer.lane = group.core.worker_started(peer)
-            self.peers[peer.worker_id] = peer
-            group.peers.append(peer)
-            sockets.append((peer.worker_id, theirs))
-            self.reactor.watch(ours.fileno(), partial(self._on_link, peer))
-            self._greet(group, peer)
-        host.fork(sockets, self.settings.max_processes)
-        self._dirty(host.link)
-        group.on_workers_changed(group.peers)
+            try:
+                self._greet(group, peer)
+                self.reactor.watch(ours.fileno(), partial(self._on_link, peer))
+            except BaseException:
+                words.release()
+                self.pages.give_back(file, page)
+                self._free(self.ranges.reader_died(peer))
+                raise
+        except BaseException:
+            self._dirty_links.pop(link.fileno(), None)
+            link.close()
+            theirs.close()
+            raise
+        peer.lane = group.core.worker_started(peer)
+        self.peers[peer.worker_id] = peer
+        group.peers.append(peer)
+        host.fork(peer.worker_id, theirs)
 
     def _greet(self, group: WorkerGroup, peer: Peer) -> None:
         info = {**group.hello, **self.hello(), "page": peer.page[1], "number": peer.number}
@@ -296,10 +324,11 @@ class Owner:
 
     def _do_revoke(self, group: WorkerGroup, lane: Any, sequence: int) -> None:
         lane.worker.words[control_page.REVOKED_FROM] = sequence
-        self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._revocation_settled, group, lane))
+        self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._revocation_settled, group, lane, sequence))
 
-    def _revocation_settled(self, group: WorkerGroup, lane: Any) -> None:
-        group.core.revocation_settled(lane, lane.worker.words[control_page.CLAIMED])
+    def _revocation_settled(self, group: WorkerGroup, lane: Any, sequence: int) -> None:
+        if lane.revoked_from == sequence:  # else: dead by now, or revoked further since
+            group.core.revocation_settled(lane, lane.worker.words[control_page.CLAIMED])
 
     def _do_unrevoke(self, group: WorkerGroup, lane: Any) -> None:
         lane.worker.words[control_page.REVOKED_FROM] = control_page.NOTHING_REVOKED
@@ -308,17 +337,25 @@ class Owner:
     def _do_interrupt(self, group: WorkerGroup, lane: Any, tasks: list[Task]) -> None:
         """What runs there is not wanted: SIGINT if it is indeed running, SIGKILL if that does not help."""
         peer: Peer = lane.worker
-        sequences = {task.sequence for task in tasks}
-        if peer.words[control_page.CLAIMED] in sequences:
-            self._kill(peer, signal.SIGINT)
-            self.reactor.call_later(
-                limits.INTERRUPT_GRACE_SECONDS, partial(self._kill_if_still, peer, frozenset(sequences))
-            )
+        sequences = frozenset(task.sequence for task in tasks)
+        if not self._signal_if_running(peer, sequences, signal.SIGINT):
+            # Either it is claimed at this very moment and will show, or the revocation keeps it from being claimed.
+            settled = partial(self._signal_if_running, peer, sequences, signal.SIGINT)
+            self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, settled)
+        still = partial(self._signal_if_running, peer, sequences, signal.SIGKILL)
+        self.reactor.call_later(limits.INTERRUPT_GRACE_SECONDS, still)
 
-    def _kill_if_still(self, peer: Peer, sequences: frozenset[int]) -> None:
-        held = {task.sequence for task in peer.lane.inflight}
-        if peer.exit_status is None and peer.words[control_page.CLAIMED] in sequences & held:
-            self._kill(peer, signal.SIGKILL)
+    def _signal_if_running(self, peer: Peer, sequences: frozenset[int], signum: int) -> bool:
+        """Whether the worker has claimed one of these tasks and not answered; the signal goes to it then."""
+        if peer.has_exited.is_set() or peer.exit_status is not None:
+            return False
+        claimed = peer.words[control_page.CLAIMED]
+        if claimed not in sequences or all(task.sequence != claimed for task in peer.lane.inflight):
+            return False
+        if signum == signal.SIGINT:
+            peer.words[control_page.INTERRUPTED] = claimed
+        self._kill(peer, signum)
+        return True
 
     def _do_failed(self, group: WorkerGroup, task: Task, lane: Any) -> None:
         peer: Peer = lane.worker
@@ -351,7 +388,7 @@ class Owner:
         if task.group.core.is_broken:
             self._finish(task, frames.GROUP_BROKEN, task.group.failure)
         else:
-            self._finish(task, frames.SESSION_CLOSED, None)
+            self._finish(task, frames.SESSION_CLOSED, self.reactor.failure)
 
     # -- facts from workers ----------------------------------------------------------------------
 
@@ -380,7 +417,8 @@ class Owner:
             following = start + length
             if following > end:
                 if length > limits.FRAME_BYTES:
-                    raise InternalError(f"worker {peer.worker_id} sent a frame of {length} bytes")
+                    self._garbled(peer)
+                    return
                 break
             position = following
             if kind == RESULT:
@@ -420,7 +458,14 @@ class Owner:
             host.adopt(peer.worker_id, peer.link.fds.popleft())
             self._dirty(host.link)
         else:
-            raise InternalError(f"worker {peer.worker_id} sent a frame of unknown kind {kind}")
+            self._garbled(peer)
+
+    def _garbled(self, peer: Peer) -> None:
+        """What comes makes no sense: user code wrote to a descriptor that was not its own. The worker is lost."""
+        if not peer.is_stream_over:
+            peer.is_stream_over = True
+            self.reactor.forget(peer.link.fileno())
+            self._kill(peer, signal.SIGKILL)
 
     def _unusual(self, peer: Peer, flag: int, body: bytes) -> Any:
         """The payload of a result that is large, or a failure, or a failure whose exception is large."""
@@ -462,8 +507,8 @@ class Owner:
         self.post(partial(task.group.core.resubmitted, task))  # type: ignore[attr-defined]
 
     def _finish_undecodable(self, task: Task, answer: Any) -> None:
-        task.state = FINISHED
-        self._finish(task, frames.ARGUMENT_NOT_UNPICKLED, answer)
+        if task.group.core.gave_up(task):  # type: ignore[attr-defined]
+            self._finish(task, frames.ARGUMENT_NOT_UNPICKLED, answer)
 
     def _stream_over(self, peer: Peer) -> None:
         if not peer.is_stream_over:
@@ -576,7 +621,7 @@ class Owner:
             self._gone(peer)
 
     def _kill(self, peer: Peer, signum: int) -> None:
-        if peer.exit_status is None and self.host is not None:
+        if peer.exit_status is None and self.host is not None and not self.is_over:
             self.host.kill(peer.worker_id, signum)
             self._dirty(self.host.link)
 
@@ -584,6 +629,9 @@ class Owner:
 
     def _open_group(self, group: WorkerGroup) -> None:
         self.opening -= 1
+        if self.is_over:  # it failed in the meantime
+            self._abandon(group)
+            return
         self.groups.append(group)
         try:
             group.core.refill()
@@ -621,6 +669,7 @@ class Owner:
     def _end_if_over(self, group: WorkerGroup) -> None:
         if group.peers or not group.core.is_closing or group.has_ended.is_set():
             return
+        group.is_terminating = True  # a task that comes later is refused
         for task in group.core.take_all():
             self._finish(task, frames.SESSION_CLOSED, None)
         if group in self.groups:
@@ -640,12 +689,46 @@ class Owner:
             self.reactor.stop()
 
     def _at_end(self) -> None:
-        """The reactor's last act: close what is open."""
+        """The reactor's last act: close what is open. If it failed, nobody may be left waiting."""
+        self.is_over = True
+        for group in list(self.groups):
+            self._abandon(group)
+        self.groups.clear()
         for peer in list(self.peers.values()):
             peer.link.close()
+            if peer.exit_status is None:
+                peer.exit_status = -1
+            peer.has_exited.set()
+        if self.reactor.failure is not None:
+            if self.host is not None:
+                self.host.close()
+            self.callbacks.put(None)
+        self.host = None
         self.pages.close()
         if self._exchange is not None:
             self._exchange.close()
+
+    def _abandon(self, group: WorkerGroup) -> None:
+        """The runtime has failed: what waits for this group gets an error, as it would wait for ever."""
+        group.is_terminating = True
+        group.core.is_closing = True
+        for task in group.core.take_all():
+            self._finish(task, frames.SESSION_CLOSED, self.reactor.failure)
+        if group.initializer is not None:
+            group.initializer.close()
+        group.is_opened.set()
+        group.has_ended.set()
+
+    def forget(self) -> None:
+        """In a forked child, where only the forking thread is: close the fds, which are the parent's; take no lock."""
+        self.is_over = True
+        self.reactor.abandon()
+        for link in [peer.link for peer in self.peers.values()] + ([self.host.link] if self.host else []):
+            link.close()
+        self.host = None
+        self.pages.close()
+        if self._exchange is not None:
+            self._exchange.forget()
 
     def dump_stacks(self) -> None:
         # One after the other, as each writes in many small pieces to the same stderr.
@@ -681,6 +764,9 @@ class Owner:
             answer.append(error)
         done.release()
 
+    def _drop_answer(self, answer: list[Any]) -> None:
+        self._drop_extents([extent for extent in answer if type(extent) is tuple])
+
     def _allocate_here(self, size_bytes: int) -> tuple[int, int, int]:
         extent = self.exchange.allocate(size_bytes)
         self.ranges.hold(extent)
@@ -705,7 +791,7 @@ class Owner:
         self._free([extent for extent in extents if self.ranges.drop(extent)])
 
     def _free(self, extents: list[tuple[int, ...]]) -> None:
-        if extents:
+        if extents and not self.is_over:
             self.exchange.free(extents)
             self._arm_trim()
 
@@ -772,25 +858,38 @@ class CallbackThread:
         self._queue: deque[Callable[[], None]] = deque()
         self._ready = threading.Semaphore(0)
         self.thread: threading.Thread | None = None
+        self._is_running = False
+        self._is_ending = False
         self._lock = threading.Lock()
 
     def put(self, function: Callable[[], None] | None) -> None:
-        """Any thread. None ends the thread after what is queued."""
+        """Any thread. None ends the thread after what is queued; what comes later still runs, in a thread for it."""
         with self._lock:
-            if self.thread is None:
-                if function is None:
-                    return
+            self._is_ending = self._is_ending or function is None
+            if function is None and not self._is_running:
+                return
+            self._queue.append(function)  # type: ignore[arg-type]
+            self._ready.release()
+            if not self._is_running:
+                if self._is_ending:
+                    self._queue.append(None)  # type: ignore[arg-type]
+                    self._ready.release()
+                self._is_running = True
                 self.thread = threading.Thread(target=self._run, name="scaleout-callbacks", daemon=True)
                 self.thread.start()
-        self._queue.append(function)  # type: ignore[arg-type]
-        self._ready.release()
 
     def _run(self) -> None:
         while True:
             self._ready.acquire()
             function = self._queue.popleft()
             if function is None:
-                return
+                with self._lock:
+                    if not self._queue:
+                        self._is_running = False
+                        return
+                    self._queue.append(None)  # type: ignore[arg-type]
+                    self._ready.release()
+                continue
             try:
                 function()
             except BaseException:

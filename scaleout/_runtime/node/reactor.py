@@ -42,6 +42,8 @@ class Reactor:
         self._wake_fd, self._wake_write_fd = _wake_pair()
         self._poller.register(self._wake_fd, READABLE)
         self.failure: BaseException | None = None
+        self.is_over = False
+        self._late = threading.Lock()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -55,6 +57,9 @@ class Reactor:
             self.wake()
 
     def wake(self) -> None:
+        if self.is_over:
+            self._serve_late()
+            return
         self.is_asleep = False
         try:
             os.write(self._wake_write_fd, b"\x01\0\0\0\0\0\0\0")
@@ -120,11 +125,31 @@ class Reactor:
                 heapq.heappop(timers)[2]()
 
     def _close(self) -> None:
-        self.is_asleep = False
+        self.is_over = True
+        self.is_asleep = True  # for good: whoever posts from now on calls `wake`
         self._poller.close()
         fds, self._wake_fd, self._wake_write_fd = {self._wake_fd, self._wake_write_fd}, -1, -1
         for fd in fds:
             os.close(fd)
+        self._serve_late()
+
+    def _serve_late(self) -> None:
+        """What comes after the thread's end is served by whoever brings it, so that nobody waits for ever."""
+        while self.inbox and self._late.acquire(False):
+            try:
+                while self.inbox:
+                    self._serve(self.inbox.popleft())
+            finally:
+                self._late.release()
+
+    def abandon(self) -> None:
+        """In a forked child, where the thread is not: what is posted is nobody's business any more."""
+        self.is_asleep = False
+        self._handlers.clear()
+        self._poller.close()
+        for fd in {self._wake_fd, self._wake_write_fd} - {-1}:
+            os.close(fd)
+        self._wake_fd = self._wake_write_fd = -1
 
 
 class _Poller:

@@ -249,6 +249,7 @@ class ByValuePickler(pickle.Pickler):
                 if value is cls:  # mappingproxy, cell: their own names lead nowhere
                     return getattr, (types, name)
             return NotImplemented
+        members: dict[str, Any] = {}
         definition_id = self.definition_id_of(cls)
         class_id = rebuild.class_id_of(cls)
         enum = sys.modules.get("enum")
@@ -257,7 +258,7 @@ class ByValuePickler(pickle.Pickler):
                 raise NeedsCloudpickle
             from scaleout._runtime.pickling import cloud
 
-            maker, arguments, attributes = cloud.reduce_enum(cls)
+            maker, arguments, attributes, members = cloud.reduce_enum(cls)
         elif type(cls).__name__ == "_TypedDictMeta":
             maker = rebuild.make_typed_dict
             arguments = (cls.__name__, cls.__annotations__, getattr(cls, "__total__", True), cls.__module__)
@@ -265,9 +266,9 @@ class ByValuePickler(pickle.Pickler):
         else:
             body, attributes, registered = _take_apart(cls)
             arguments = (class_id, type(cls), cls.__name__, cls.__bases__, body, definition_id)
-            return rebuild.make_class, arguments, (attributes, registered), None, None, rebuild.fill_class
+            return rebuild.make_class, arguments, (attributes, registered, members), None, None, rebuild.fill_class
         arguments = (class_id, maker, arguments, definition_id)
-        return rebuild.make_foreign_class, arguments, (attributes, []), None, None, rebuild.fill_class
+        return rebuild.make_foreign_class, arguments, (attributes, [], members), None, None, rebuild.fill_class
 
 
 def _cell_content(cell: CellType) -> tuple[Any, ...]:

@@ -17,10 +17,26 @@ def reducers() -> dict[Any, Any]:
     return table
 
 
-def reduce_enum(cls: type) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """(maker, its arguments, attributes to set afterwards)"""
+def reduce_enum(cls: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any], dict[str, dict[str, Any]]]:
+    """(maker, its arguments, attributes to set afterwards, what an __init__ of its members has set by name)
+
+    cloudpickle forgets aliases, and makes the members before the class has an __init__.
+    """
     maker, arguments, (attributes, _), *_ = machinery._dynamic_class_reduce(cls)
-    return maker, arguments, attributes
+    arguments = list(arguments)
+    arguments[3] = {name: member.value for name, member in cls.__members__.items()}
+    for name in arguments[3]:
+        attributes.pop(name, None)
+    own = {}
+    for member in cls:
+        state = {name: value for name, value in vars(member).items() if not _is_of_enum(name)}
+        if state:
+            own[member.name] = state
+    return maker, tuple(arguments), attributes, own
+
+
+def _is_of_enum(name: str) -> bool:
+    return name == "__objclass__" or (name.startswith("_") and name.endswith("_"))
 
 
 def _reduce_text_file(file: Any) -> Any:

@@ -186,17 +186,19 @@ def make_foreign_class(
     return cls
 
 
-def fill_class(cls: type, state: tuple[dict[str, Any], list[type]]) -> None:
+def fill_class(cls: Any, state: tuple[dict[str, Any], list[type], dict[str, dict[str, Any]]]) -> None:
     """Give a received class its attributes. One that was born in this process keeps those it has."""
     if cls not in _received:
         return
-    attributes, registered = state
+    attributes, registered, members = state
     for name, value in attributes.items():
         setattr(cls, name, value)
     if "__firstlineno__" in attributes:  # 3.13 drops it at the next assignment
         type.__setattr__(cls, "__firstlineno__", attributes["__firstlineno__"])
     for subclass in registered:
-        cls.register(subclass)  # type: ignore[attr-defined]
+        cls.register(subclass)
+    for name, own in members.items():
+        cls[name].__dict__.update(own)
 
 
 def make_typed_dict(name: str, annotations: dict[str, Any], is_total: bool, module_name: str) -> Any:
@@ -245,7 +247,7 @@ def make_context_var(name: str, default: tuple[Any, ...]) -> Any:
 
 
 class Unavailable:
-    """Stands for a global that could not be sent. Whatever is done with it raises TypeError, which says why and where."""
+    """Stands for a global that could not be sent. Whatever is done with it raises TypeError and says why and where."""
 
     def __init__(self, message: str) -> None:
         object.__setattr__(self, "_message", message)

@@ -21,7 +21,7 @@ from collections import deque
 from scaleout._runtime.base import context, limits
 from scaleout._runtime.process import identity, initargs
 from scaleout._runtime.wire import control_page, frames
-from scaleout._runtime.wire.control_page import CLAIMED, IN_USER_CODE, ITEM_INDEX, REVOKED_FROM, SINCE_NS
+from scaleout._runtime.wire.control_page import CLAIMED, IN_USER_CODE, INTERRUPTED, ITEM_INDEX, REVOKED_FROM, SINCE_NS
 from scaleout._runtime.wire.frames import HEADER, frame
 from scaleout._runtime.wire.link import Link
 
@@ -135,10 +135,12 @@ class Worker:
         self.encoder = Encoder(self.namespace.results)
 
     def initialize(self, flag: int, body: bytes) -> None:
-        """Run the initializer; READY or INITIALIZER_FAILED, after which the process ends."""
+        """Run the initializer; READY or INITIALIZER_FAILED, after which the process ends.
+
+        Ctrl-C does not interrupt it: it would count as a failure, and the pool is to stay usable.
+        """
         failure = None
         if body:
-            self.interruptible = True
             try:
                 self.define_pending()
                 initializer, arguments = self.decode(flag, body)
@@ -146,7 +148,6 @@ class Worker:
                 initializer(*arguments)
             except BaseException as error:
                 failure = error
-            self.interruptible = False
             self.words[IN_USER_CODE] = 0
         if failure is None:
             self.link.send_now(frame(frames.READY))
@@ -168,9 +169,9 @@ class Worker:
             return
         try:
             status, answer = self.attempt(how, callable_id, payload, sequence)
+            self.interruptible = False
         except KeyboardInterrupt as error:  # arrived between two lines of ours
             status, answer = self.encode_failure(frames.TASK_RAISED, error)
-        self.interruptible = False
         if status < 0:
             return
         duration = (monotonic_ns() - started) // 1000
@@ -326,8 +327,10 @@ class Worker:
         return ours
 
     def on_sigint(self, signum: int, stack: FrameType | None) -> None:
-        """Ctrl-C reaches user code only; between tasks it is the driver's business."""
-        if self.interruptible:
+        """Ctrl-C reaches user code only, and once; between tasks it is the driver's business."""
+        words = self.words
+        if self.interruptible and words[INTERRUPTED] in (0, words[CLAIMED]):
+            self.interruptible = False
             raise KeyboardInterrupt
 
 
@@ -357,9 +360,12 @@ def starmap_items(worker: Worker, function: Callable[..., Any], items: list[Any]
 
 def worker_items(worker: Worker, items: list[Any]) -> Any:
     """The items of a chunk that killed a worker before, each noted in the control page before it runs."""
-    for index, item in enumerate(items):
-        worker.words[ITEM_INDEX] = index
-        yield item
+    try:
+        for index, item in enumerate(items):
+            worker.words[ITEM_INDEX] = index
+            yield item
+    finally:  # or it would be said of the next task that dies here
+        worker.words[ITEM_INDEX] = control_page.NO_ITEM
 
 
 CALL = (call_args, call_args_kwargs, call_item, map_items, starmap_items)

@@ -121,6 +121,7 @@ class Zygote:
                     _kill(pid, aux)
             elif kind == frames.STATE:
                 channel.state = marshal.loads(body)
+                _preload(channel.state)
             elif kind == frames.OUTPUT:
                 fd = channel.link.fds.popleft()
                 if number in channel.outputs:
@@ -230,9 +231,28 @@ def become_worker(zygote: Zygote, child: Child, zygote_pid: int) -> int:
         pass  # the driver's directory may be gone; a relative path then fails where it is used
     if "umask" in state:
         os.umask(state["umask"])
+    if "numpy" in sys.modules:  # preloaded: its global generator must not be the same in every worker
+        sys.modules["numpy"].random.seed()
     sys.path[:] = state.get("path", sys.path)
     sys.argv[:] = state.get("argv", sys.argv)
     return link_fd
+
+
+def _preload(state: dict[str, Any]) -> None:
+    """Import what the user asked for, so that every worker has it from its first instruction on."""
+    names = [name for name in state.get("preload", ()) if name != "__main__" and name not in sys.modules]
+    if not names:
+        return
+    import importlib
+
+    sys.path[:] = state.get("path", sys.path)
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception:
+            sys.excepthook(*sys.exc_info())  # as the standard library's forkserver: no reason to have no workers
+    gc.collect()
+    gc.freeze()
 
 
 def _keep_only(kept: list[int]) -> None:

@@ -1,6 +1,7 @@
 """The words that an owner and one of its workers share: plain loads and stores, no system call, no lock.
 
-Each word has one writer: `revoked_from` and `allowance_bytes` are the owner's, all others the worker's.
+Each word has one writer: `revoked_from`, `allowance_bytes` and `interrupted` are the owner's, all others the worker's.
+`interrupted` is the task that the last SIGINT of the owner is meant for, so that one that comes late spares the next.
 
 The protocol of `claimed` and `revoked_from`: before it touches task k in any way the worker stores
 `claimed = k`, then loads `revoked_from`; if that is at most k it skips k and reports it "returned". To take
@@ -26,6 +27,7 @@ ITEM_INDEX = 3
 IN_USER_CODE = 4
 ALLOWANCE_BYTES = 5
 USED_BYTES = 6
+INTERRUPTED = 7
 WORDS = 8
 
 NOTHING_REVOKED = (1 << 64) - 1

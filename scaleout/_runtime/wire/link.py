@@ -80,7 +80,15 @@ class Link:
 
     def queue(self, data: bytes, fd: int = -1) -> None:
         """Send later, from `flush`. With `fd`, a duplicate of it goes along with the first byte."""
-        self._outbound.append((data, os.dup(fd) if fd >= 0 else -1))
+        if self.is_open:
+            self._outbound.append((data, os.dup(fd) if fd >= 0 else -1))
+
+    def queue_and_give(self, data: bytes, fd: int) -> None:
+        """The same with the fd itself, which is closed once it was sent; this cannot fail."""
+        if self.is_open:
+            self._outbound.append((data, fd))
+        else:
+            os.close(fd)
 
     def flush(self) -> bool:
         """Send what the socket takes; True when nothing is left. A closed peer counts as taking everything."""
