@@ -105,10 +105,9 @@ def test_each_worker_gets_a_share() -> None:
     story = Story(2)
     story.ready(0, 1)
     effects = story.submit(*(make_task(i, short_profile()) for i in range(4)))
-    assert sorted(effects) == [("send", 0, [2, 3]), ("send", 1, [0, 1])] or sorted(effects) == [
-        ("send", 0, [0, 1]),
-        ("send", 1, [2, 3]),
-    ]
+    assert {name for name, *_ in effects} == {"send"}
+    assert {lane for _, lane, _ in effects} == {0, 1}
+    assert sorted(index for _, _, tasks in effects for index in tasks) == [0, 1, 2, 3]
 
 
 def test_an_unknown_function_is_not_prefetched() -> None:
@@ -199,12 +198,13 @@ def test_a_suspect_is_alone_on_its_worker_only() -> None:
     story.ready(0, 1)
     profile = short_profile()
     story.submit(make_task(0), make_task(1))
-    story.die(0, claimed=1)
+    ((_, first, _), (_, other, _)) = story.log[-2:]
+    story.die(first, claimed=1)
     story.ready(2)  # 1 still runs on the other worker; that is no reason to wait
     assert ("send", 2, [0]) in story.log
     assert story.submit(*(make_task(i, profile) for i in range(2, 5))) == []  # nothing goes behind the suspect
-    story.finish(1, 1)
-    assert story.pump() == [("send", 1, [2, 3, 4])]
+    story.finish(other, 1)
+    assert story.pump()[0] == ("send", other, [2, 3, 4])
 
 
 def test_a_suspect_keeps_its_place_among_what_comes_later() -> None:
@@ -360,9 +360,9 @@ class TestTakingBack:
         story.ready(0)
         profile = short_profile()
         story.submit(*(make_task(i, profile) for i in range(count)))
-        story.ready(1)
         story.group.tick()
-        assert story.carry_out() == [] or story.log[-1][0] == "revoke"
+        assert story.carry_out() == []
+        story.ready(1)
         story.group.tick()
         story.carry_out()
         assert story.lanes[0].revoked_from
@@ -817,7 +817,7 @@ class Dispatching(RuleBasedStateMachine):
         if not hasattr(self, "group"):
             return
         for _ in range(3000):
-            if len(self.ended) == len(self.tasks):
+            if len(self.ended) == len(self.tasks) and not self.group.has_work:
                 break
             for task in self.away:
                 self.group.resubmitted(task)
@@ -837,7 +837,7 @@ class Dispatching(RuleBasedStateMachine):
             self.settle()
         lost = [task.index for task in self.tasks if not self.ended[task.index]]
         assert not lost, f"tasks {lost} never ended"
-        assert not self.group.has_work or any(worker.queue or worker.running for worker in self.workers)
+        assert not self.group.has_work
 
 
 TestDispatching = Dispatching.TestCase

@@ -290,8 +290,8 @@ class Group:
         for task in held:
             if task.state == FINISHED:
                 continue
-            if task.sequence == claimed and is_charged:
-                self._charge(task, lane)
+            if task.sequence == claimed and (is_charged or not self.max_retries):
+                self._charge(task, lane)  # without retries "at most once" holds, whoever is to blame
             else:
                 unstarted.append(task)
         self._put_back(unstarted)
@@ -472,6 +472,9 @@ class Group:
             task.runner = lane
             sequence += 1
             batch.append(task)
+        if not batch:  # the next one is too large to wait behind what is there
+            self._unlist(lane)
+            return
         lane.next_sequence = sequence
         lane.bytes_inflight = size
         lane.inflight.extend(batch)

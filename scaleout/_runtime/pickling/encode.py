@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         def needs_of_stream(self, stream: bytes, reads: Iterable[tuple[str, str]] = ()) -> tuple[int, ...] | None:
             """What must be loaded before this stream; None: a name in it is not there for the receiver."""
 
+        def may_name(self, chunks: list[bytes]) -> bool:
+            """Whether `needs_of_stream` could find anything in a stream of several chunks."""
+
 
 __all__ = ["OUT_OF_BAND_BYTES", "Encoded", "Encoder", "Hint"]
 
@@ -123,9 +126,11 @@ class Encoder:
 
     def _finish(self, stream: Stream, obj: Any, hint: Hint | None) -> Encoded:
         """A stream of several chunks, or with buffers. Its pickler goes, and with it what its memo holds."""
-        needs = self._book.needs_of_stream(join_frames(stream.chunks))
-        if needs is None:
-            return self._encode_by_value(obj, hint)
+        needs: tuple[int, ...] | None = _NOTHING
+        if self._book.may_name(stream.chunks):
+            needs = self._book.needs_of_stream(join_frames(stream.chunks))
+            if needs is None:
+                return self._encode_by_value(obj, hint)
         return stream.finish(needs)
 
     def _encode_by_value(self, obj: Any, hint: Hint | None) -> Encoded:

@@ -89,6 +89,16 @@ class NamesInStreams:
                 key = self._key_by_head[head] = keys[0] if keys else ()
         return key
 
+    def may_name(self, chunks: list[bytes]) -> bool:
+        """Whether a stream in several chunks may hold a name of a by-value module; without joining what may be large.
+
+        No name is split: the pickler begins a chunk only between two opcodes.
+        """
+        small = [chunk for chunk in chunks if len(chunk) <= NAME_CHUNK_BYTES]
+        if not any(STACK_GLOBAL in chunk for chunk in small):
+            return False
+        return any(name in chunk for name in [name.encode() for name in self.by_value_modules] for chunk in small)
+
     def keys_in(self, stream: bytes) -> list[Key] | None:
         """(module, name) of all globals that may be of a by-value module; None as in `names_in_stream`."""
         modules = [name for name in sorted(self.by_value_modules) if name.encode() in stream]
