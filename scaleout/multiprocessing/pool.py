@@ -7,6 +7,7 @@ through shared memory, `imap(..., buffersize=)` of 3.15, and `max_retries`.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from functools import partial
 
@@ -22,7 +23,9 @@ from scaleout._runtime.session import (
     Profile,
     cpu_count,
     default_session,
+    outcome,
 )
+from scaleout.multiprocessing.failures import exception_of
 from scaleout.multiprocessing.feeder import Feeder, chunks_of
 from scaleout.multiprocessing.results import (
     ApplyResult,
@@ -91,6 +94,7 @@ class Pool:
             initargs=initargs,
             tasks_per_worker=maxtasksperchild,
             max_retries=max_retries,
+            takes_nameless=False,  # as the standard library, and its test suite
         )
         from multiprocessing import util
 
@@ -101,7 +105,29 @@ class Pool:
 
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: dict[str, Any] = {}) -> Any:  # noqa: B006
         """`func(*args, **kwds)` in a worker; its value, or its exception raised."""
-        return self.apply_async(func, args, kwds).get()
+        self._check_running()
+        group = self._group
+        record = group.prepare(func)
+
+        def make_result() -> ApplyResult:
+            result = ApplyResult(self, None, None)
+            result._record = record
+            return result
+
+        if kwds:
+            answer = group.call_now(record, CALL_ARGS_KWARGS, (args, kwds), make_result)
+        else:
+            answer = group.call_now(record, CALL_ARGS, args, make_result)
+        if type(answer) is ApplyResult:
+            return answer.get()
+        group.finished(record)
+        success, value = outcome(*answer)
+        if success:
+            return value
+        try:
+            raise exception_of(value)
+        finally:
+            del value
 
     def apply_async(
         self,
@@ -278,8 +304,14 @@ class Pool:
 
         feeder = Feeder(iterable, size, submit, end, buffersize or FEED_TASKS)
         result._feeder = feeder
-        self._feeders.append(feeder)
-        feeder.thread.start()
+        try:
+            self._feeders.append(feeder)
+            feeder.thread.start()
+        except BaseException:  # Ctrl-C, or no thread is to be had
+            feeder.stop()
+            if feeder.thread.ident is None and feeder in self._feeders:
+                self._feeders.remove(feeder)
+            raise
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -303,7 +335,7 @@ class Pool:
 
     def close(self) -> None:
         """No more calls; the workers end when those that were made are done."""
-        if self._state == RUN:
+        if self._state in (RUN, CLOSE):  # again if Ctrl-C came in between
             self._state = CLOSE
             if not self._feeders:
                 self._group.close()
@@ -315,7 +347,11 @@ class Pool:
             feeder.stop()
         if self._pid == os.getpid():
             self._group.terminate()
-            self._group.join()
+            try:
+                self._group.join()
+            except KeyboardInterrupt:  # another one: no time is left to those that do not end by themselves
+                self._group.kill_all()
+                raise
             self._at_exit.cancel()
 
     def join(self) -> None:
@@ -327,6 +363,8 @@ class Pool:
         try:
             for feeder in list(self._feeders):
                 feeder.thread.join()
+            if self._state == CLOSE:
+                self._group.close()
             self._group.join()
         except KeyboardInterrupt:
             for feeder in list(self._feeders):
@@ -349,15 +387,23 @@ class Pool:
     def __reduce__(self) -> Any:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
-    def __del__(self, _warn: Any = warnings.warn, _run: str = RUN) -> None:
+    # Globals as defaults: this may run when the module's own are gone.
+    def __del__(
+        self,
+        _warn: Any = warnings.warn,
+        _run: str = RUN,
+        _init: str = INIT,
+        _getpid: Any = os.getpid,
+        _is_finalizing: Any = sys.is_finalizing,
+    ) -> None:
         group = getattr(self, "_group", None)
-        if group is None or self._pid != os.getpid():
+        if group is None or self._pid != _getpid():
             return  # it never came to be, or belongs to the process that this one was forked from
         if self._state == _run:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
-        if self._state != TERMINATE and not group.has_ended:
+        if not group.has_ended:
             group.terminate()
-            if self._state != INIT:
+            if self._state != _init and not _is_finalizing():
                 self._at_exit.cancel()
 
 

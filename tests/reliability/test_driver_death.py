@@ -242,7 +242,8 @@ REAPED = """
             except Exception as error:
                 assert error.exitcode == -9, error.exitcode
             assert pool.map(abs, range(10)) == list(range(10))
-            zygote = int(open(f"/proc/{pool._pool[0].pid}/stat").read().rpartition(")")[2].split()[1])
+            with open(f"/proc/{pool._pool[0].pid}/stat") as file:
+                zygote = int(file.read().rpartition(")")[2].split()[1])
             os.kill(zygote, signal.SIGKILL)
             assert pool.map(abs, range(10)) == list(range(10))
             if round == 1:

@@ -7,6 +7,7 @@ Threads and workers exist while worker groups do. When the last group has ended,
 from __future__ import annotations
 
 import itertools
+import marshal
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from functools import partial
 
 from scaleout._runtime.core.dispatch import Group
 from scaleout._runtime.core.tasks import Profile, Task
+from scaleout._runtime.node import direct
 from scaleout._runtime.node.owner import Owner, WorkerGroup
 from scaleout._runtime.pickling.definitions import DefinitionBook
 from scaleout._runtime.pickling.encode import Encoder
@@ -66,8 +68,10 @@ class EmbeddedSession:
         initargs: Iterable[Any] = (),
         tasks_per_worker: int | None = None,
         max_retries: int | None = None,
+        takes_nameless: bool = True,
     ) -> GroupHandle:
-        """Start `size` workers; returns at once, before they are up."""
+        """Start `size` workers; returns at once, before they are up. Not `takes_nameless`: lambdas and closures in results
+        are refused."""
         settings = self.settings
         core = Group(
             size,
@@ -76,7 +80,7 @@ class EmbeddedSession:
             cpus=settings.num_cpus,
             prefetch_tasks=settings.prefetch,
         )
-        hello = {"spill_dir": settings.spill_dir, "settings": {}}
+        hello = {"spill_dir": settings.spill_dir, "takes_nameless": takes_nameless}
         with self._lock:
             owner = self._need_owner()
             owner.opening += 1
@@ -190,14 +194,14 @@ class InitializerFrames:
 
     def __call__(self, peer: Peer) -> None:
         parts: list[bytes] = []
-        peer._send_definitions(parts, self._needs, self._owner.callables, self._owner._lend)
+        peer._send_definitions(parts, self._needs, self._owner.callables, self._owner._lend_extents)
         peer._flush_parts(parts)
         for fd in self._passed.fds:
             peer.link.queue(frame(frames.LOOSE_FD), fd)
         flag = 0
         if self._stored is not None:
             flag = frames.STORED
-            self._owner._lend(peer, self._stored)
+            self._owner._lend_extents(peer, self._stored)
         peer.link.queue(frame(frames.INITIALIZE, self._payload, flag=flag))
 
     def close(self) -> None:
@@ -239,6 +243,15 @@ class GroupHandle:
         """Pickle `value` here and now, and queue the call; what goes wrong in pickling reaches the sink."""
         try:
             encoded = self._encode(value)
+        except Exception as error:
+            self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
+            return
+        self._submit_encoded(record, how, encoded, sink, index, profile, share)
+
+    def _submit_encoded(
+        self, record: CallableRecord, how: int, encoded: Encoded, sink: Any, index: int, profile: Any, share: Any
+    ) -> None:
+        try:
             stored = None
             if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
                 payload, stored = self._owner.store(encoded, share)
@@ -252,6 +265,42 @@ class GroupHandle:
         self._post(
             Task(self._group, record, how, payload, encoded.needs, stored, sink, index, profile or record.profile)
         )
+
+    def call_now(self, record: CallableRecord, how: int, value: Any, make_sink: Callable[[], Any]) -> Any:
+        """Make the call from this thread if a worker is lent: (status, payload). Otherwise, or if it turns out
+        unusual, the sink that `make_sink` gives, to which the result will be delivered. Raises what pickling raises."""
+        group = self._group
+        encoded = self._encode(value)
+        if (
+            group.lent
+            and encoded.size_bytes <= limits.INLINE_BYTES
+            and not encoded.buffers
+            and not encoded.needs
+            and not self._owner.callables.forgotten
+        ):
+            chunks = encoded.chunks
+            payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            answer = direct.DirectCall()
+            sinks: list[Any] = []
+
+            def take_over(peer: Peer, data: bytes, sequence: int, is_broken: bool) -> None:
+                sink = make_sink()
+                task = Task(group, record, how, payload, (), None, sink, 0, record.profile)
+                task.sequence = sequence
+                sinks.append(sink)
+                self._owner.take_over(peer, task, data, is_broken)
+
+            if direct.call(group.lent, how, record, payload, answer, take_over, self._owner.line_wanted):
+                return answer.status, marshal.loads(answer.payload) if answer.status else answer.payload
+            if sinks:
+                return sinks[0]
+        # Several threads that call in turn are served faster by the reactor, which batches.
+        caller = threading.get_ident()
+        group.wants_direct = group.last_caller == caller
+        group.last_caller = caller
+        sink = make_sink()
+        self._submit_encoded(record, how, encoded, sink, 0, None, None)
+        return sink
 
     def batch(self, record: CallableRecord, how: int, sink: Any, profile: Profile | None, *, shares: bool) -> Batch:
         """For the calls of one map: `submit` with all but the index and the value fixed."""
@@ -314,6 +363,10 @@ class GroupHandle:
     def terminate(self) -> None:
         """Stop the workers; results that are awaited become SESSION_CLOSED."""
         self._owner.terminate_group(self._group)
+
+    def kill_all(self) -> None:
+        """After `terminate`: SIGKILL to the workers, without the time that they have to end by SIGTERM."""
+        self._post(partial(self._owner._kill_rest, self._group))
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until the workers are gone; True when they are."""

@@ -32,6 +32,7 @@ class InlineSession:
         initargs: Iterable[Any] = (),
         tasks_per_worker: int | None = None,
         max_retries: int | None = None,
+        takes_nameless: bool = True,
     ) -> InlineGroup:
         """Runs the initializer here and now; its exception is the caller's."""
         if initializer is not None:
@@ -91,6 +92,11 @@ class InlineGroup:
         else:
             sink.deliver(index, frames.OK, Direct(result))
 
+    def call_now(self, record: InlineCallable, how: int, value: Any, make_sink: Callable[[], Any]) -> Any:
+        sink = make_sink()
+        self.submit(record, how, value, sink, 0)
+        return sink
+
     def batch(self, record: InlineCallable, how: int, sink: Any, profile: Any, *, shares: bool) -> InlineBatch:
         return InlineBatch(self, record, how, sink)
 
@@ -107,6 +113,8 @@ class InlineGroup:
 
     def drop_all(self) -> None:
         pass
+
+    kill_all = drop_all
 
     def check_process(self) -> None:
         pass

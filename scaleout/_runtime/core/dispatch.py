@@ -11,6 +11,7 @@ leaves effects in `group.effects`, a list of tuples that the caller carries out 
     ("unrevoke", lane)              store "nothing revoked", then report lane_reopened()
     ("interrupt", lane, tasks)      these tasks were running and are not wanted any more: stop them
     ("failed", task, lane)          the task has used up its retries
+    ("reclaim", lane)               a lane that was lent is needed: report with lane_came_back()
     ("broken",)                     the initializer keeps failing; pending tasks are in group.take_all()
 
 Invariants (checked by `validate`, which the tests call after every fact):
@@ -42,6 +43,8 @@ STARTING = 0
 OPEN = 1
 RETIRING = 2
 DEAD = 3
+LENT = 4  # idle, and a submitting thread may talk to it directly: see node.direct
+SERVING = (STARTING, OPEN, LENT)
 
 PREFETCH_US = limits.PREFETCH_SECONDS * 1e6
 
@@ -58,6 +61,7 @@ class Lane:
         "is_isolated",
         "is_listed",
         "is_reopening",
+        "is_wanted",
         "left",
         "next_sequence",
         "revoked_from",
@@ -79,6 +83,7 @@ class Lane:
         self.is_isolated = False  # runs a suspect, alone
         self.is_listed = False
         self.is_reopening = False
+        self.is_wanted = False  # lent, and asked for
         self.revoked_from = 0  # 0: no revocation under way
         self.unreturned: set[int] = set()
 
@@ -244,7 +249,7 @@ class Group:
         if self.is_broken:
             return
         wanted = min(self.size, len(self.ready)) if self.is_closing else self.size
-        missing = wanted - self.asked - sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN))
+        missing = wanted - self.asked - sum(1 for lane in self.lanes if lane.state in SERVING)
         if missing > 0:
             self.asked += missing
             self.effects.append(("start", missing))
@@ -307,13 +312,13 @@ class Group:
 
     def refused(self) -> None:
         """A worker in `lanes` could not be started: the group goes on with the others; without any, it is broken."""
-        others = sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN)) - 1
+        others = sum(1 for lane in self.lanes if lane.state in SERVING) - 1
         self._shrink(others + self.asked)
 
     def start_refused(self, count: int) -> None:
         """So many of the workers that "start" asked for will not come."""
         self.asked = max(0, self.asked - count)
-        self._shrink(self.asked + sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN)))
+        self._shrink(self.asked + sum(1 for lane in self.lanes if lane.state in SERVING))
 
     def _shrink(self, size: int) -> None:
         self.size = max(0, min(self.size, size))
@@ -331,19 +336,64 @@ class Group:
 
     def resized(self, size: int) -> None:
         self.size = size
-        excess = sum(1 for lane in self.lanes if lane.state in (STARTING, OPEN)) - size
+        excess = sum(1 for lane in self.lanes if lane.state in SERVING) - size
         for lane in sorted(self.lanes, key=lambda lane: len(lane.inflight)):
             if excess <= 0:
                 break
-            if lane.state in (STARTING, OPEN):
+            if lane.state in (OPEN, STARTING):
                 self._retire(lane)
                 excess -= 1
+            elif lane.state == LENT and not lane.is_wanted:
+                lane.is_wanted = True
+                self.effects.append(("reclaim", lane))
         self.refill()
 
     def closing(self) -> None:
         """No more tasks will come; workers leave once nothing is left to do."""
         self.is_closing = True
+        self._want_lanes()
         self._retire_idle()
+
+    # -- direct calls ----------------------------------------------------------------------------
+
+    def lend_idle(self) -> list[Lane]:
+        """Nothing is ready and nothing runs: threads that make one call after another may use the lanes themselves."""
+        if self.ready or self.away or self.busy or self.is_closing or self.tasks_per_worker is not None:
+            return []
+        lent = list(self.open_lanes)
+        for lane in lent:
+            self._unlist(lane)
+            lane.state = LENT
+            lane.is_wanted = False
+        return lent
+
+    def lane_came_back(self, lane: Lane) -> None:
+        """Nobody talks to it directly any more."""
+        if lane.state == LENT:
+            lane.state = OPEN
+            self._list(lane)
+
+    def lane_given_up(self, lane: Lane) -> None:
+        """The worker is about to be killed: nothing more for it, and another in its place."""
+        self._unlist(lane)
+        lane.state = RETIRING
+        self.refill()
+
+    def taken_over(self, lane: Lane, task: Task) -> None:
+        """A direct call turned out unusual: its task, already on the worker, is one like any other from now on."""
+        task.state = lifecycle.ON_ASSIGN[task.state]
+        task.runner = lane
+        self._unlist(lane)
+        lane.inflight.append(task)
+        lane.bytes_inflight += task.size_bytes
+        lane.is_busy = True
+        self.busy += 1
+
+    def _want_lanes(self) -> None:
+        for lane in self.lanes:
+            if lane.state == LENT and not lane.is_wanted:
+                lane.is_wanted = True
+                self.effects.append(("reclaim", lane))
 
     # -- revocation ------------------------------------------------------------------------------
 
@@ -436,6 +486,8 @@ class Group:
                 continue
             share = len(ready) // (len(self.open_lanes) or 1)
             self._assign(lane, min(room, share or 1))
+        if ready or self.is_closing:
+            self._want_lanes()
         if self.is_closing:
             self._retire_idle()
             self.refill()

@@ -119,6 +119,11 @@ class CallableTable:
                 self.forgotten.append(record)
                 excess -= 1
 
+    def forget_definitions(self, ids: list[int]) -> list[Any]:
+        """Returns the extents of those that were stored."""
+        found = [self._definitions.pop(definition_id, None) for definition_id in ids]
+        return [stored for _, stored in filter(None, found)]
+
     def definition(self, definition_id: int) -> tuple[bytes, Any]:
         """What to send for a definition: (payload, extents or None)."""
         found = self._definitions.get(definition_id)

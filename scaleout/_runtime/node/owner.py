@@ -59,9 +59,13 @@ class WorkerGroup:
         self.hello = hello
         self.peers: list[Peer] = []
         self.failure: Any = None  # the last initializer failure, as the worker described it
+        self.lent: tuple[Peer, ...] = ()  # workers that submitting threads may talk to themselves
+        self.wants_direct = False
+        self.last_caller = 0  # the thread that made the last synchronous call
         self.is_opened = threading.Event()
         self.has_ended = threading.Event()
         self.is_terminating = False
+        self.carrying: list[tuple[Any, ...]] = []  # effects that are being carried out
         self.numbers = itertools.count(1)
         self.on_workers_changed: Callable[[list[Peer]], None] = lambda peers: None
 
@@ -212,16 +216,22 @@ class Owner:
                 core.pump()
             if core.effects:
                 self._carry_out(group)
+            if group.wants_direct and not core.busy and not core.ready:
+                self._lend(group)
             if core.needs_tick and not self._tick_armed:
                 self._tick_armed = True
                 self.reactor.call_later(limits.STALL_SECONDS, self._tick)
         if self.callables.forgotten:
             self._forget_callables()
+        if self.callables.book.forgotten:
+            self._forget_definitions()
         if self._dirty_links:
             self._flush()
 
     def _flush(self) -> None:
         for fd, link in list(self._dirty_links.items()):
+            if link.is_lent:
+                continue  # flushed when it is back
             if link.flush():
                 if fd in self._blocked_links:
                     self._blocked_links.discard(fd)
@@ -233,8 +243,15 @@ class Owner:
         self._dirty_links.clear()
 
     def _dirty(self, link: Link) -> None:
+        """There is something to send. A link that is lent is sent on when it is back; see `_dirty_peer`."""
         if link.is_open:
             self._dirty_links[link.fileno()] = link
+
+    def _dirty_peer(self, peer: Peer) -> None:
+        """As `_dirty`, and if the worker is lent, have it back."""
+        self._dirty(peer.link)
+        if peer.link.is_lent:
+            self._do_reclaim(peer.group, peer.lane)
 
     def _tick(self) -> None:
         self._tick_armed = False
@@ -244,18 +261,19 @@ class Owner:
     def _carry_out(self, group: WorkerGroup) -> None:
         core = group.core
         while core.effects:
-            effects, core.effects = core.effects, []
-            for effect in effects:
+            group.carrying, core.effects = core.effects, []
+            for effect in group.carrying:
                 name = effect[0]
                 if name == "send":
                     peer = effect[1].worker
                     tracker_fd = identity.resource_tracker_fd()
                     if tracker_fd >= 0:
                         peer.share_tracker(tracker_fd)
-                    peer.send(effect[2], effect[1].is_isolated, self.callables, self._lend)
+                    peer.send(effect[2], effect[1].is_isolated, self.callables, self._lend_extents)
                     self._dirty(peer.link)
                 else:
                     getattr(self, "_do_" + name)(group, *effect[1:])
+            group.carrying = []
             if core.ready or core.suspects:
                 core.pump()
 
@@ -390,6 +408,72 @@ class Owner:
         else:
             self._finish(task, frames.SESSION_CLOSED, self.reactor.failure)
 
+    # -- direct calls ----------------------------------------------------------------------------
+
+    def _lend(self, group: WorkerGroup) -> None:
+        """Somebody makes one call after another and nothing else is going on."""
+        group.wants_direct = False
+        lent = []
+        for lane in group.core.lend_idle():
+            peer: Peer = lane.worker
+            self.reactor.forget(peer.link.fileno())
+            peer.link.sock.setblocking(True)
+            peer.link.is_lent = True
+            peer.line.lend()
+            lent.append(peer)
+        group.lent = tuple(lent)
+
+    def _do_reclaim(self, group: WorkerGroup, lane: Any) -> None:
+        peer: Peer = lane.worker
+        if not peer.link.is_lent or not peer.link.is_open:
+            return
+        if peer.line.take_for_reactor():
+            self._take_back_line(peer)
+        elif peer.line.is_abandoned:
+            self._take_back_line(peer)
+            self._garbled(peer)
+        else:  # its holder says when it is done; unless an exception strikes it in the very act
+            self.reactor.call_later(limits.CLAIM_CHECK_SECONDS, partial(self._do_reclaim, group, lane))
+
+    def _take_back_line(self, peer: Peer) -> None:
+        peer.line.hand_to_reactor()
+        peer.link.is_lent = False
+        group = peer.group
+        group.lent = tuple(other for other in group.lent if other is not peer)
+        peer.link.sock.setblocking(False)
+        self.reactor.watch(peer.link.fileno(), partial(self._on_link, peer))
+        self._dirty(peer.link)
+        group.core.lane_came_back(peer.lane)
+
+    def line_wanted(self, peer: Peer) -> None:
+        """Any thread: a direct call is over, and the reactor waits for its worker."""
+        self.post(partial(self._do_reclaim, peer.group, peer.lane))
+
+    def take_over(self, peer: Peer, task: Task, data: bytes, is_broken: bool) -> None:
+        """Any thread: a direct call goes on here; `data` is what the worker has answered so far."""
+        self.post(partial(self._take_over, peer, task, data, is_broken))
+
+    def _take_over(self, peer: Peer, task: Task, data: bytes, is_broken: bool) -> None:
+        group = peer.group
+        self._take_back_line(peer)
+        if group.is_terminating:
+            self._fail_late(task)
+        elif is_broken:
+            # What of the stream was read is unknown, so the worker goes; its task is not wanted any more.
+            task.state = FINISHED
+            self._finish(task, frames.DROPPED, None)
+            self.reactor.forget(peer.link.fileno())
+            peer.is_stream_over = True
+            group.core.lane_given_up(peer.lane)
+            self._kill(peer, signal.SIGINT)
+            self.reactor.call_later(limits.INTERRUPT_GRACE_SECONDS, partial(self._kill, peer, signal.SIGKILL))
+        else:
+            group.core.taken_over(peer.lane, task)
+            if data:
+                self._on_data(peer, data)
+        if peer.exit_status is not None:
+            self._gone(peer)
+
     # -- facts from workers ----------------------------------------------------------------------
 
     def _on_link(self, peer: Peer, events: int) -> None:
@@ -495,15 +579,15 @@ class Owner:
         record: Any = task.callable
         needs: tuple[int, ...] = ()
         try:
-            for stream in (record.payload, task.payload):
-                needs += tuple(self.encoder.needs_after_miss(stream, module))
+            parts = [self.encoder.needs_after_miss(stream, module) for stream in (record.payload, task.payload)]
+            needs = self.callables.book.join(task.needs, record.needs, *parts)
         except BaseException:
             needs = ()
         if not needs or set(needs) <= {*task.needs, *record.needs}:
             answer = (None, described, described.strip().rpartition("\n")[2], "", None)
             self.post(partial(self._finish_undecodable, task, answer))
             return
-        task.needs = tuple(dict.fromkeys((*task.needs, *needs)))
+        task.needs = needs
         self.post(partial(task.group.core.resubmitted, task))  # type: ignore[attr-defined]
 
     def _finish_undecodable(self, task: Task, answer: Any) -> None:
@@ -522,6 +606,11 @@ class Owner:
     def _gone(self, peer: Peer) -> None:
         """Dead, and read to the end."""
         group = peer.group
+        if peer.link.is_lent:
+            if not peer.line.take_for_reactor() and not peer.line.is_abandoned:
+                peer.link.sock.shutdown(socket.SHUT_RD)  # the caller sees the end of the stream, and hands over
+                return
+            self._take_back_line(peer)
         while not peer.is_stream_over:  # a grandchild may hold the other end open: take what is there, then stop
             try:
                 data = peer.link.receive()
@@ -712,7 +801,8 @@ class Owner:
         """The runtime has failed: what waits for this group gets an error, as it would wait for ever."""
         group.is_terminating = True
         group.core.is_closing = True
-        for task in group.core.take_all():
+        lost = [effect[1] for effect in (*group.carrying, *group.core.effects) if effect[0] == "failed"]
+        for task in (*group.core.take_all(), *lost):
             self._finish(task, frames.SESSION_CLOSED, self.reactor.failure)
         if group.initializer is not None:
             group.initializer.close()
@@ -782,7 +872,7 @@ class Owner:
             peer.words[control_page.ALLOWANCE_BYTES] = peer.words[control_page.USED_BYTES] + spare // 2
         self._foreign_bytes = used - self.exchange.used_bytes
 
-    def _lend(self, peer: Peer, extents: list[tuple[int, ...]]) -> None:
+    def _lend_extents(self, peer: Peer, extents: list[tuple[int, ...]]) -> None:
         for extent in extents:
             self.ranges.lend(peer, extent)
             peer.introduce_segment(extent[0], *self.exchange.fd_of(extent[0]))
@@ -816,7 +906,7 @@ class Owner:
     def _send_free(self, peer: Peer, extents: list[tuple[int, ...]]) -> None:
         if peer.exit_status is None and peer.link.is_open:
             peer.link.queue(frame(frames.FREE, marshal.dumps(extents)))
-            self._dirty(peer.link)
+            self._dirty_peer(peer)
 
     def _report_released(self) -> None:
         """The last views of results died here: their writers may use the ranges again."""
@@ -848,7 +938,18 @@ class Owner:
                 self._drop_extents(record.stored)
         for peer in self.peers.values():
             peer.forget_callables(ids)
-            self._dirty(peer.link)
+            self._dirty_peer(peer)
+
+
+    def _forget_definitions(self) -> None:
+        """Names that were bound anew, and whose former definition no payload needs any more."""
+        forgotten = self.callables.book.forgotten
+        ids = [forgotten.popleft() for _ in range(len(forgotten))]
+        for extents in self.callables.forget_definitions(ids):
+            self._drop_extents(extents)
+        for peer in self.peers.values():
+            if peer.forget_definitions(ids):
+                self._dirty_peer(peer)
 
 
 class CallbackThread:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import marshal
 import os
+import signal
 import threading
 
+from scaleout._runtime.node.direct import DirectLine
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import HEADER, frame
 
@@ -44,16 +46,20 @@ class Peer:
         self.known_segments: set[int] = set()
         self.segments: set[int] = set()  # of the worker's own, that this process maps
         self.has_tracker = False
+        self.line = DirectLine()
 
     def send(self, tasks: list[Task], trace_items: bool, table: CallableTable, lend: Callable[[Peer, Any], None]) -> None:
         """Queue the tasks as frames, each after the callables and definitions that the worker lacks for it."""
         parts: list[bytes] = []
         known = self.known_callables
+        checked: Any = ()
         for task in tasks:
             record: Any = task.callable
+            if record.needs is not checked:  # they change when a name is bound anew
+                checked = record.needs
+                self._send_definitions(parts, checked, table, lend)
             if record.id not in known:
                 known.add(record.id)
-                self._send_definitions(parts, record.needs, table, lend)
                 flag = 0
                 if record.stored is not None:
                     flag = frames.STORED
@@ -114,9 +120,19 @@ class Peer:
             self.known_callables.difference_update(known)
             self.link.queue(frame(frames.FORGET, marshal.dumps(known)))
 
+    def forget_definitions(self, ids: list[int]) -> bool:
+        """True if there is something to send."""
+        known = [definition_id for definition_id in ids if definition_id in self.known_definitions]
+        if known:
+            self.known_definitions.difference_update(known)
+            self.link.queue(frame(frames.FORGET_DEFINITIONS, marshal.dumps(known)))
+        return bool(known)
+
     @property
     def exitcode(self) -> int | None:
         """As `multiprocessing.Process.exitcode`: None while alive, negative for a signal."""
         if self.exit_status is None:
             return None
+        if self.exit_status < 0:  # nobody could wait for it: it went with its zygote, by SIGKILL
+            return -signal.SIGKILL
         return os.waitstatus_to_exitcode(self.exit_status)

@@ -110,6 +110,8 @@ def _dict_of(module_name: str) -> dict[str, Any]:
 class DefinitionBook(NamesInStreams):
     """All definitions of one owner. Any thread may ask; user reducers may ask again from within."""
 
+    takes_nameless = True
+
     def __init__(self, first_id: int = 1) -> None:
         super().__init__()
         self.forgotten: deque[int] = deque()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from scaleout._runtime.pickling.by_value import Policy
 
     class Book(Policy, Protocol):
+        takes_nameless: bool
+        """Whether the receiver takes functions and classes that have no name, by value."""
+
         def needs_of_stream(self, stream: bytes, reads: Iterable[tuple[str, str]] = ()) -> tuple[int, ...] | None:
             """What must be loaded before this stream; None: a name in it is not there for the receiver."""
 
@@ -81,6 +84,8 @@ class Encoder:
         try:
             dump(obj)
         except LACKS_A_NAME:
+            if not self._book.takes_nameless:
+                raise
             chunks.clear()  # half written, and with it the pickler
         if len(chunks) != 1 or buffers:
             if not chunks:

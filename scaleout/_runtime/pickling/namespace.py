@@ -182,6 +182,8 @@ class _DefinitionUnpickler(pickle.Unpickler):
 class ResultBook(NamesInStreams):
     """What the owner finds by name: what it sent. The book of the Encoder for results."""
 
+    takes_nameless = True
+
     def __init__(self, namespace: Namespace) -> None:
         super().__init__()
         self._bound = namespace._bound

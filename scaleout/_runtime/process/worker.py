@@ -104,6 +104,8 @@ class Worker:
             for number in marshal.loads(body):
                 self.callables.pop(number, None)
                 self.callable_bytes.pop(number, None)
+        elif kind == frames.FORGET_DEFINITIONS:
+            self.namespace.forget(marshal.loads(body))
         elif kind == frames.FREE:
             self.exchange.free(marshal.loads(body))
             self.words[control_page.USED_BYTES] = self.exchange.used_bytes
@@ -132,6 +134,7 @@ class Worker:
 
         self.namespace = Namespace()
         self.namespace.setup_main(info["main"])
+        self.namespace.results.takes_nameless = info["takes_nameless"]
         self.encoder = Encoder(self.namespace.results)
 
     def initialize(self, flag: int, body: bytes) -> None:

@@ -219,7 +219,7 @@ def become_worker(zygote: Zygote, child: Child, zygote_pid: int) -> int:
     os.dup2(null, 0)
     # The two fds that stay move to the lowest places, so that one call closes all the others.
     link_fd = fcntl.fcntl(child.link_fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    lifeline = fcntl.fcntl(lifeline, fcntl.F_DUPFD_CLOEXEC, 3)
+    lifeline = _reopen(lifeline)
     _keep_only(sorted((link_fd, lifeline)))
     _die_with_the_zygote(lifeline, zygote_pid)
     state = child.state
@@ -261,6 +261,14 @@ def _keep_only(kept: list[int]) -> None:
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def _reopen(lifeline: int) -> int:
+    """The lifeline anew: who is signalled belongs to the open file, which a forked fd shares with all other workers."""
+    try:
+        return os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # no /proc: then only the closed link ends this worker
+        return fcntl.fcntl(lifeline, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _die_with_the_zygote(lifeline: int, zygote_pid: int) -> None:

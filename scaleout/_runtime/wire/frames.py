@@ -31,6 +31,7 @@ FORGET = 6  # body: callable ids no longer needed
 FREE = 7  # body: extents of the receiver's own segment whose last reader is gone
 EXIT = 8  # finish what is queued before this frame, then exit
 LOOSE_FD = 9  # + fd, for the INITIALIZE or TRACKER frame that follows
+FORGET_DEFINITIONS = 11  # body: definition ids that are superseded and needed by nothing
 TRACKER = 10  # + fd of the driver's resource tracker
 
 # worker -> owner

@@ -23,12 +23,13 @@ GATHER_BYTES = 256 * 1024
 class Link:
     """Frames over a connected stream socket, with at most one file descriptor per frame."""
 
-    __slots__ = ("_outbound", "_tail", "fds", "is_open", "sock")
+    __slots__ = ("_outbound", "_tail", "fds", "is_lent", "is_open", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fds: deque[int] = deque()  # received, not yet taken by the frame they came with
         self.is_open = True
+        self.is_lent = False  # another thread than the reactor uses it: what is queued waits
         self._outbound: deque[tuple[bytes | memoryview, int]] = deque()
         self._tail = b""
 

@@ -1,0 +1,446 @@
+"""Ctrl-C in every wait, and an exception at every opcode of the runtime's frames in the main thread."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from faults import DEADLINE_S
+from programs import Program, running
+
+from scaleout.errors import CallInterruptedError
+from scaleout.multiprocessing import Pool
+
+WAITS = """
+    import os, signal, sys, time
+    from scaleout.multiprocessing import Pool
+
+    def say(*words):
+        os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+    def sleep(_=None):
+        say("busy")
+        time.sleep(3600)
+
+    def ignore(_=None):
+        say("busy")
+        while True:
+            try:
+                time.sleep(3600)
+            except KeyboardInterrupt:
+                say("ignored")
+
+    def stubborn(_=None):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ignore()
+
+    def spin(_=None):
+        say("busy")
+        while True:
+            pass
+
+    def wait_get(pool, task):
+        pool.apply_async(task).get()
+
+    def wait_get_with_timeout(pool, task):
+        pool.apply_async(task).get(3600)
+
+    def wait_map(pool, task):
+        pool.map(task, range(10_000), chunksize=1)
+
+    def wait_generator(pool, task):
+        pool.map(task, (number for number in range(10_000)), chunksize=3)
+
+    def wait_imap(pool, task):
+        next(pool.imap(task, range(10_000)))
+
+    def wait_imap_fed(pool, task):
+        next(pool.imap_unordered(task, (number for number in range(10_000)), buffersize=1000))
+
+    def wait_join(pool, task):
+        pool.map_async(task, range(10_000), chunksize=1)
+        pool.close()
+        pool.join()
+
+    def wait_exit(pool, task):
+        with pool:
+            pool.map_async(task, range(10_000), chunksize=1)
+            os.read(0, 1) if False else wait_busy()
+        # terminate() takes its time with tasks that ignore SIGTERM
+
+    def wait_busy():
+        while not os.path.exists("busy"):
+            time.sleep(0.001)
+
+    wait, task = os.environ["WAIT"], os.environ["TASK"]
+    pool = Pool(2)
+    pool.map(abs, range(4), chunksize=1)
+    try:
+        globals()["wait_" + wait](pool, globals()[task])
+    except KeyboardInterrupt:
+        say("interrupted", time.monotonic())
+    else:
+        say("not interrupted")
+    if wait in ("join", "exit"):
+        pool.join()
+        say("joined", time.monotonic())
+        pool = Pool(2)
+    assert pool.map(abs, range(-50, 50), chunksize=1) == [abs(number) for number in range(-50, 50)]
+    say("usable", time.monotonic())
+    pool.terminate()
+    pool.join()
+"""
+
+ENDS_IN_S = 5.0
+"""Far more than the second that is promised: this machine may be loaded. What was measured is printed."""
+
+
+def measure(program: Program, sent_at: float, what: str) -> float:
+    for line in program.stdout.splitlines():
+        if line.startswith(what):
+            return float(line.split()[1]) - sent_at
+    raise AssertionError(f"no {what!r} in {program.stdout}\n{program.stderr}")
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["driver", "group"])
+@pytest.mark.parametrize("task", ["sleep", "spin", "ignore"])
+@pytest.mark.parametrize(
+    "wait", ["get", "get_with_timeout", "map", "generator", "imap", "imap_fed", "join"]
+)
+def test_ctrl_c_in_a_wait(wait: str, task: str, whole_group: bool, tmp_path: Path, record_property: Any) -> None:
+    with running(WAITS, tmp_path, WAIT=wait, TASK=task) as program:
+        program.wait_for("busy", 1 if "get" in wait else 2)
+        sent_at = time.monotonic()
+        program.interrupt(whole_group)
+        assert program.finish() == 0, program.stdout + program.stderr
+        assert program.stderr == ""
+        prompt_s = measure(program, sent_at, "interrupted")
+        usable_s = measure(program, sent_at, "usable")
+        print(f"CTRL-C {wait} {task} {'group' if whole_group else 'driver'}: {prompt_s:.3f} usable {usable_s:.3f}")
+        assert prompt_s < ENDS_IN_S
+        assert usable_s < ENDS_IN_S
+        program.check_nothing_left()
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["driver", "group"])
+def test_ctrl_c_in_the_exit_of_with(whole_group: bool, tmp_path: Path) -> None:
+    """Where terminate() waits for tasks that ignore SIGTERM."""
+    with running(WAITS, tmp_path, WAIT="exit", TASK="stubborn") as program:
+        program.wait_for("busy", 2)
+        (tmp_path / "busy").touch()
+        time.sleep(0.05)  # into the half second that terminate() takes; earlier or later, the outcome is the same
+        sent_at = time.monotonic()
+        program.interrupt(whole_group)
+        assert program.finish() == 0, program.stdout + program.stderr
+        assert program.stderr == ""
+        prompt_s = measure(program, sent_at, "interrupted")
+        joined_s = measure(program, sent_at, "joined")
+        print(f"CTRL-C with-exit {'group' if whole_group else 'driver'}: {prompt_s:.3f} joined {joined_s:.3f}")
+        assert prompt_s < ENDS_IN_S
+        program.check_nothing_left()
+
+
+TWICE = """
+    import os, signal, sys, time
+    from scaleout.multiprocessing import Pool
+
+    def stubborn(_=None):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(1, b"busy\\n")
+        while True:
+            try:
+                time.sleep(3600)
+            except KeyboardInterrupt:
+                pass
+
+    def main():
+        with Pool(2) as pool:
+            try:
+                pool.map(stubborn, range(10_000), chunksize=1)
+            finally:
+                os.write(1, b"first\\n")
+
+    try:
+        main()
+    except KeyboardInterrupt:
+        os.write(1, b"out\\n")
+        raise
+"""
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["driver", "group"])
+def test_ctrl_c_twice_ends_the_program(whole_group: bool, tmp_path: Path) -> None:
+    with running(TWICE, tmp_path) as program:
+        program.wait_for("busy", 2)
+        sent_at = time.monotonic()
+        program.interrupt(whole_group)
+        program.wait_for("first")
+        program.interrupt(whole_group)
+        assert program.finish() == -signal.SIGINT
+        print(f"CTRL-C twice {'group' if whole_group else 'driver'}: {time.monotonic() - sent_at:.3f}")
+        # One traceback: the driver's own.
+        assert program.stderr.count("Traceback (most recent call last)") <= 2, program.stderr
+        assert program.stderr.rstrip().endswith("KeyboardInterrupt")
+        assert "Process" not in program.stderr
+        program.check_nothing_left()
+
+
+NEIGHBOURS = """
+    import os, sys, threading, time
+    from scaleout.multiprocessing import Pool
+
+    def wait(_):
+        os.write(1, b"busy\\n")
+        time.sleep(3600)
+
+    def quick(number):
+        return number
+
+    pool = Pool(2)
+    others = []
+    stop = threading.Event()
+
+    def submit():
+        while not stop.is_set():
+            others.append(pool.map_async(quick, range(20), chunksize=1))
+            others[-1].wait(60)
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    for round in range(10):
+        os.write(1, b"round %d\\n" % round)
+        try:
+            pool.apply(wait, (round,))
+        except KeyboardInterrupt:
+            pass
+    stop.set()
+    thread.join()
+    assert len(others) > 10
+    for other in others:
+        assert other.get(60) == list(range(20))
+    pool.close()
+    pool.join()
+    os.write(1, b"done\\n")
+"""
+
+
+def test_ctrl_c_hits_the_interrupted_call_only(tmp_path: Path) -> None:
+    """The tasks of other calls run before, beside and after it on the same workers."""
+    with running(NEIGHBOURS, tmp_path) as program:
+        for round_number in range(10):
+            program.wait_for("busy", round_number + 1)
+            program.interrupt(whole_group=False)
+        assert program.finish() == 0, program.stderr
+        assert (program.stdout.count("done"), program.stderr) == (1, "")
+
+
+# -- an exception at every opcode -------------------------------------------------------------------
+
+
+class Alarm(Exception):
+    """As the signal handlers of other libraries raise."""
+
+
+class Injector:
+    """Raises in the `position`th opcode that the main thread executes in a frame of ours."""
+
+    def __init__(self, position: int, kind: type[BaseException]) -> None:
+        self.left = position
+        self.kind = kind
+        self.count = 0
+        self.where = ""
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        if "/scaleout/" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode":
+            self.count += 1
+            if self.count == self.left:
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
+                raise self.kind
+        return self._trace
+
+    def run(self, operation: Callable[[], Any]) -> Any:
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            return operation()
+        finally:
+            sys.settrace(before)
+
+
+def count_opcodes(operation: Callable[[], Any]) -> int:
+    injector = Injector(-1, Alarm)
+    injector.run(operation)
+    return injector.count
+
+
+def walk(
+    prepare: Callable[[], Any], operate: Callable[[Any], Any], check: Callable[[Any, str], None], stride: int,
+    kind: type[BaseException],
+) -> int:
+    """Every `stride`th position of `operate`; returns how many exceptions were raised."""
+    subject = prepare()
+    total = count_opcodes(lambda: operate(subject))
+    check(subject, "nowhere")
+    raised = 0
+    for position in range(1, total + 1, stride):
+        subject = prepare()
+        injector = Injector(position, kind)
+        try:
+            injector.run(lambda subject=subject: operate(subject))
+        except kind:
+            raised += 1
+        check(subject, injector.where)
+    print(f"{raised} of {total} positions, stride {stride}")
+    return raised
+
+
+def check_usable(pool: Any, where: str) -> None:
+    result = pool.map_async(abs, range(-3, 3), chunksize=1)
+    result.wait(DEADLINE_S)
+    assert result.ready(), f"the pool is stuck after an exception at {where}"
+    assert result.get() == [3, 2, 1, 0, 1, 2]
+
+
+def owned_ranges(pool: Any) -> int:
+    return len(pool._group._owner.ranges)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Alarm])
+class TestEveryOpcode:
+    def test_submit(self, kind: type[BaseException]) -> None:
+        with Pool(2) as pool:
+            check_usable(pool, "")
+            assert walk(lambda: pool, lambda pool: pool.apply_async(abs, (-1,)), check_usable, 1, kind) > 100
+
+    def test_submit_of_a_map(self, kind: type[BaseException]) -> None:
+        with Pool(2) as pool:
+            check_usable(pool, "")
+            assert walk(lambda: pool, lambda pool: pool.map_async(abs, [-1, 2]), check_usable, 2, kind) > 100
+
+    def test_submit_of_an_imap(self, kind: type[BaseException]) -> None:
+        with Pool(2) as pool:
+            check_usable(pool, "")
+            assert walk(lambda: pool, lambda pool: pool.imap(abs, iter([-1, 2])), check_usable, 3, kind) > 50
+
+    def test_submit_of_a_large_argument(self, kind: type[BaseException]) -> None:
+        """Nor is a range of the store held for ever."""
+        large = b"x" * 300_000
+
+        def check(pool: Any, where: str) -> None:
+            check_usable(pool, where)
+
+        with Pool(2) as pool:
+            check_usable(pool, "")
+            walk(lambda: pool, lambda pool: pool.apply_async(len, (large,)), check, 5, kind)
+
+    def test_get(self, kind: type[BaseException]) -> None:
+        with Pool(2) as pool:
+
+            def check(result: Any, where: str) -> None:
+                result.wait(DEADLINE_S)
+                assert result.ready(), where
+                try:
+                    assert result.get() == 1
+                except CallInterruptedError:
+                    pass
+                check_usable(pool, where)
+
+            def prepare() -> Any:
+                return pool.apply_async(abs, (-1,))
+
+            def operate(result: Any) -> Any:
+                return result.get(DEADLINE_S)
+
+            assert walk(prepare, operate, check, 1, kind) > 20
+
+    def test_get_of_a_map(self, kind: type[BaseException]) -> None:
+        with Pool(2) as pool:
+
+            def check(result: Any, where: str) -> None:
+                result.wait(DEADLINE_S)
+                assert result.ready(), where
+                try:
+                    assert result.get() == [1, 2, 3]
+                except CallInterruptedError:
+                    pass
+                check_usable(pool, where)
+
+            def prepare() -> Any:
+                return pool.map_async(abs, [-1, -2, -3], chunksize=1)
+
+            def operate(result: Any) -> Any:
+                return result.get(DEADLINE_S)
+
+            assert walk(prepare, operate, check, 2, kind) > 20
+
+    def test_next(self, kind: type[BaseException]) -> None:
+        with Pool(2) as pool:
+
+            def check(results: Any, where: str) -> None:
+                values = []
+                for _ in range(10):
+                    try:
+                        values.append(results.next(DEADLINE_S))
+                    except StopIteration:
+                        break
+                    except CallInterruptedError:
+                        values.append(None)
+                else:
+                    raise AssertionError(f"no end after an exception at {where}")
+                left = [value for value in values if value is not None]
+                assert left in ([1, 2, 3], [2, 3], [1, 3], [3], [1, 2], [1], [2], []), (values, where)
+                check_usable(pool, where)
+
+            def operate(results: Any) -> Any:
+                return results.next(DEADLINE_S)
+
+            assert walk(lambda: pool.imap(abs, [-1, -2, -3]), operate, check, 1, kind) > 20
+
+    def test_close(self, kind: type[BaseException]) -> None:
+        def check(pool: Any, where: str) -> None:
+            pool.close()
+            pool.join()
+
+        assert walk(lambda: Pool(1), lambda pool: pool.close(), check, 1, kind) > 10
+
+    def test_join(self, kind: type[BaseException]) -> None:
+        def prepare() -> Any:
+            pool = Pool(1)
+            pool.close()
+            return pool
+
+        assert walk(prepare, lambda pool: pool.join(), lambda pool, where: pool.join(), 1, kind) > 10
+
+    def test_terminate(self, kind: type[BaseException]) -> None:
+        def check(pool: Any, where: str) -> None:
+            pool.terminate()
+            pool.join()
+
+        assert walk(lambda: Pool(1), lambda pool: pool.terminate(), check, 1, kind) > 10
+
+    def test_terminate_is_not_called_again(self, kind: type[BaseException]) -> None:
+        """The pool is dropped, which ends it."""
+        assert walk(lambda: Pool(1), lambda pool: pool.terminate(), lambda pool, where: None, 7, kind) > 5
+
+    def test_opening(self, kind: type[BaseException]) -> None:
+        def check(_: Any, where: str) -> None:
+            with Pool(1) as pool:
+                check_usable(pool, where)
+
+        made: list[Any] = []
+
+        def operate(_: Any) -> None:
+            made.append(Pool(1))
+            made.pop().terminate()
+
+        walk(lambda: None, operate, check, 40, kind)
