@@ -65,8 +65,10 @@ class Zygote:
         self.starter_fd = _open_pidfd(starter_pid)
         if self.starter_fd >= 0:
             self.poll.register(self.starter_fd, select.POLLIN)
-        self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.lifeline_read, self.lifeline_write = os.pipe2(os.O_CLOEXEC)
+        self.wake_read, self.wake_write = os.pipe()
+        os.set_blocking(self.wake_read, False)
+        os.set_blocking(self.wake_write, False)
+        self.lifeline_read, self.lifeline_write = os.pipe()
         self.poll.register(self.wake_read, select.POLLIN)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
