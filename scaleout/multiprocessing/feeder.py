@@ -32,7 +32,7 @@ class Feeder:
         self._submit = submit
         self._end = end
         self._room = threading.Semaphore(limit)
-        self._is_stopped = False
+        self.is_stopped = False
         self.thread = threading.Thread(target=self._run, name="scaleout-feeder", daemon=True)
 
     def taken(self) -> None:
@@ -41,7 +41,7 @@ class Feeder:
 
     def stop(self) -> None:
         """Pull no more."""
-        self._is_stopped = True
+        self.is_stopped = True
         self._room.release()
 
     def _run(self) -> None:
@@ -50,7 +50,7 @@ class Feeder:
         try:
             for value in chunks_of(self._iterable, self._chunksize):
                 self._room.acquire()
-                if self._is_stopped:
+                if self.is_stopped:
                     break
                 self._submit(count, value)
                 count += 1

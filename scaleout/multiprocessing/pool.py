@@ -278,9 +278,13 @@ class Pool:
         submit = group.batch(record, how, result, Profile() if size else None, shares=False).submit
         if buffersize is None and type(iterable) in (list, tuple, range) and len(iterable) <= EAGER_ITEMS:  # type: ignore[arg-type]
             count = 0
-            for chunk in chunks_of(iterable, size):
-                submit(count, chunk)
-                count += 1
+            try:
+                for chunk in chunks_of(iterable, size):
+                    submit(count, chunk)
+                    count += 1
+            except BaseException:  # Ctrl-C: nobody will ever ask for what was submitted so far
+                group.drop(result)
+                raise
             group.post(partial(result.set_length, count))
         else:
             self._feed(result, iterable, size, submit, buffersize)
@@ -298,6 +302,8 @@ class Pool:
                 group.fail(result, count, error)
                 count += 1
             group.post(partial(result.set_length, count))
+            if feeder.is_stopped:
+                group.drop(result)  # also what was on its way here when it was stopped
             self._feeders.remove(feeder)
             if self._state == CLOSE and not self._feeders:
                 group.close()
@@ -399,12 +405,12 @@ class Pool:
         group = getattr(self, "_group", None)
         if group is None or self._pid != _getpid():
             return  # it never came to be, or belongs to the process that this one was forked from
-        if self._state == _run:
-            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
         if not group.has_ended:
             group.terminate()
             if self._state != _init and not _is_finalizing():
                 self._at_exit.cancel()
+        if self._state == _run:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
 
 
 def _end_group(group: Any) -> None:

@@ -80,12 +80,12 @@ class ApplyResult:
         """(success, value or exception); decoded at the first call."""
         with self._lock:
             if self._settled is None:
-                raw, self._raw = self._raw, None
                 try:
-                    self._settled = self._decode(raw)
+                    self._settled = self._decode(self._raw)
                 except BaseException:  # Ctrl-C while it was unpickled, of which half may be used up
                     self._settled = False, exception_of(Failure(DROPPED))
                     raise
+                self._raw = None
             return self._settled
 
     def _decode(self, raw: Any) -> tuple[bool, Any]:
@@ -203,12 +203,14 @@ class MapResult(ApplyResult):
 
     def _decode_chunks(self) -> None:
         while self._chunks:
-            index, payload = self._chunks.popleft()
+            index, payload = self._chunks[0]
             try:
-                self._values[index] = outcome(OK, payload)
-            except BaseException:  # Ctrl-C: this chunk is used up
-                self._first_failure = self._first_failure or (index, DROPPED, None)
+                if index not in self._values:
+                    self._values[index] = outcome(OK, payload)
+            except BaseException:  # Ctrl-C: this chunk may be used up
+                self._values.setdefault(index, (False, Failure(DROPPED)))
                 raise
+            self._chunks.popleft()
 
     def _decode(self, raw: Any) -> tuple[bool, Any]:
         self._decode_chunks()

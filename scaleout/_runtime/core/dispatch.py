@@ -372,6 +372,8 @@ class Group:
         if lane.state == LENT:
             lane.state = OPEN
             self._list(lane)
+            if self.is_closing:
+                self._retire_idle()
 
     def lane_given_up(self, lane: Lane) -> None:
         """The worker is about to be killed: nothing more for it, and another in its place."""

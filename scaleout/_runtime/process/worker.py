@@ -375,12 +375,13 @@ CALL = (call_args, call_args_kwargs, call_item, map_items, starmap_items)
 
 
 def describe(error: BaseException) -> str:
-    """The traceback as text, without the frames of this module."""
+    """The traceback as text, without the frames of this module if there are others."""
     import traceback
 
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
+    trace = trace or error.__traceback__  # raised by C code: then ours are all there are
     try:
         return "".join(traceback.format_exception(type(error), error, trace))
     except BaseException as failure:  # a __str__ of the user's
