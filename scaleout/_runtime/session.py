@@ -24,6 +24,8 @@ from scaleout._runtime.base import context
 from scaleout._runtime.base.limits import EAGER_ITEMS, FEED_TASKS
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.outcomes import Failure, outcome
+from scaleout._runtime.client.processes import WorkerProcess
+from scaleout._runtime.client.stories import story_of_death, story_of_refusal, text_of
 from scaleout._runtime.core.tasks import Profile
 from scaleout._runtime.node import host
 from scaleout._runtime.wire.frames import (
@@ -32,6 +34,7 @@ from scaleout._runtime.wire.frames import (
     CALL_ARGS,
     CALL_ARGS_KWARGS,
     CALL_ITEM,
+    CANCELLED,
     DROPPED,
     GROUP_BROKEN,
     MAP_ITEMS,
@@ -43,6 +46,7 @@ from scaleout._runtime.wire.frames import (
     STARMAP_ITEMS,
     TASK_EXITED,
     TASK_RAISED,
+    TIMED_OUT,
     WORKER_DIED,
 )
 
@@ -57,6 +61,7 @@ __all__ = [
     "CALL_ARGS",
     "CALL_ARGS_KWARGS",
     "CALL_ITEM",
+    "CANCELLED",
     "DROPPED",
     "EAGER_ITEMS",
     "FEED_TASKS",
@@ -70,9 +75,11 @@ __all__ = [
     "STARMAP_ITEMS",
     "TASK_EXITED",
     "TASK_RAISED",
+    "TIMED_OUT",
     "WORKER_DIED",
     "Failure",
     "Profile",
+    "WorkerProcess",
     "close_all",
     "close_idle",
     "cpu_count",
@@ -80,6 +87,9 @@ __all__ = [
     "dump_stacks",
     "outcome",
     "set_preload",
+    "story_of_death",
+    "story_of_refusal",
+    "text_of",
     "warm_process_ids",
 ]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 from scaleout import errors
 from scaleout._runtime import session
 
@@ -56,17 +54,10 @@ def _result_not_pickled(failure: Failure, _: Any) -> BaseException:
 
 def _result_not_unpickled(failure: Failure, _: Any) -> BaseException:
     error = errors.ResultUnpicklingError(
-        f"the call returned, but its result could not be unpickled here: {_text_of(failure.error)}"
+        f"the call returned, but its result could not be unpickled here: {session.text_of(failure.error)}"
     )
     error.__cause__ = failure.error
     return error
-
-
-def _text_of(error: BaseException | None) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - a __str__ of the user's
-        return f"{type(error).__name__}, which cannot be shown"
 
 
 def _exited(failure: Failure, first_index: int | None) -> BaseException:
@@ -79,48 +70,15 @@ def _exited(failure: Failure, first_index: int | None) -> BaseException:
 
 
 def _died(failure: Failure, first_index: int | None) -> BaseException:
-    facts = dict(failure.facts)
-    pid = facts.pop("pid", None)
-    index = facts.get("item_index")
-    if first_index is not None:
-        index = first_index + (index or 0) if index is not None else first_index
-    facts["item_index"] = index
-    attempts = facts["attempts"]
-    item = "the call" if index is None else f"item {index}"
-    return errors.WorkerDiedError(
-        f"the worker (pid {pid}) that ran {item} died with {exit_text(facts['exitcode'])}; "
-        f"it was started {attempts} time{'s' if attempts != 1 else ''} and every worker that ran it died",
-        **facts,
-    )
-
-
-def exit_text(exitcode: int | None) -> str:
-    """
-    >>> exit_text(-9), exit_text(3), exit_text(None)
-    ('signal 9 (SIGKILL)', 'exit code 3', 'an unknown exit status')
-    """
-    if exitcode is None:
-        return "an unknown exit status"
-    if exitcode >= 0:
-        return f"exit code {exitcode}"
-    try:
-        return f"signal {-exitcode} ({signal.Signals(-exitcode).name})"
-    except ValueError:
-        return f"signal {-exitcode}"
+    message, facts = session.story_of_death(failure, first_index)
+    return errors.WorkerDiedError(message, **facts)
 
 
 def _broken(failure: Failure, _: Any) -> BaseException:
-    if failure.facts is not None and failure.facts[0] == "refused":
-        reason = failure.facts[1]
-        if reason == "depth":
-            return errors.NestingLimitError(
-                "a Pool inside a Pool inside ... : more than 5 levels; most likely a recursion without an end"
-            )
-        if reason == "processes":
-            return errors.ProcessLimitError(
-                "no worker could be started: the limit of SCALEOUT_MAX_PROCESSES worker processes is reached"
-            )
-        return errors.ProcessLimitError(f"no worker could be started: {reason}")
+    if failure.facts is not None:
+        name, message = session.story_of_refusal(failure)
+        refused: BaseException = getattr(errors, name)(message)
+        return refused
     error = errors.InitializerError(
         "the pool's initializer failed in several workers in a row"
         + (f": {failure.error_repr}" if failure.error_repr else "; the workers died without a message")

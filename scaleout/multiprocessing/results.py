@@ -230,6 +230,9 @@ class MapResult(ApplyResult):
 class IMapIterator:
     """The results of `Pool.imap`, in order. `next(timeout)` raises `multiprocessing.TimeoutError`."""
 
+    _feeder: Any = None
+    _buffersize: int | None = None
+
     def __init__(self, pool: Any, record: Any, buffersize: int | None = None) -> None:
         self._pool: Any | None = pool
         self._group = pool._group

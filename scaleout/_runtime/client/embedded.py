@@ -13,7 +13,7 @@ import threading
 import time
 from functools import partial
 
-from scaleout._runtime.core.dispatch import Group
+from scaleout._runtime.core.dispatch import SERVING, Group
 from scaleout._runtime.core.tasks import Profile, Task
 from scaleout._runtime.node import direct
 from scaleout._runtime.node.owner import Owner, WorkerGroup
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.pickling.encode import Encoded
 
+    Limits = tuple[float | None, int | None]  # timeout_s from the start of the call, max_retries; None: the group's
 
 HAND_OVER_SECONDS = 0.0005
 """A map that pickles for longer lets the reactor run in between."""
@@ -69,9 +70,10 @@ class EmbeddedSession:
         tasks_per_worker: int | None = None,
         max_retries: int | None = None,
         takes_nameless: bool = True,
+        initializer_failures: int = limits.INITIALIZER_FAILURES,
     ) -> GroupHandle:
         """Start `size` workers; returns at once, before they are up. Not `takes_nameless`: lambdas and closures in results
-        are refused."""
+        are refused. The group is broken after so many `initializer_failures` in a row."""
         settings = self.settings
         core = Group(
             size,
@@ -79,6 +81,7 @@ class EmbeddedSession:
             max_retries=settings.max_retries if max_retries is None else max_retries,
             cpus=settings.num_cpus,
             prefetch_tasks=settings.prefetch,
+            initializer_failures=initializer_failures,
         )
         hello = {"spill_dir": settings.spill_dir, "takes_nameless": takes_nameless}
         with self._lock:
@@ -239,18 +242,30 @@ class GroupHandle:
         index: int,
         profile: Profile | None = None,
         share: Callable[[memoryview], Any] | None = None,
-    ) -> None:
-        """Pickle `value` here and now, and queue the call; what goes wrong in pickling reaches the sink."""
+        limited: Limits | None = None,
+    ) -> Task | None:
+        """Pickle `value` here and now, and queue the call; what goes wrong in pickling reaches the sink.
+
+        Returns what `cancel` and `is_running` take.
+        """
         try:
             encoded = self._encode(value)
         except Exception as error:
             self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
-            return
-        self._submit_encoded(record, how, encoded, sink, index, profile, share)
+            return None
+        return self._submit_encoded(record, how, encoded, sink, index, profile, share, limited)
 
     def _submit_encoded(
-        self, record: CallableRecord, how: int, encoded: Encoded, sink: Any, index: int, profile: Any, share: Any
-    ) -> None:
+        self,
+        record: CallableRecord,
+        how: int,
+        encoded: Encoded,
+        sink: Any,
+        index: int,
+        profile: Any,
+        share: Any,
+        limited: Limits | None = None,
+    ) -> Task | None:
         try:
             stored = None
             if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
@@ -261,10 +276,26 @@ class GroupHandle:
                 payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except Exception as error:
             self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
-            return
-        self._post(
-            Task(self._group, record, how, payload, encoded.needs, stored, sink, index, profile or record.profile)
-        )
+            return None
+        task = Task(self._group, record, how, payload, encoded.needs, stored, sink, index, profile or record.profile)
+        if limited is None:
+            self._post(task)
+        else:
+            timeout_s, task.max_retries = limited
+            self._owner.submit_limited(task, timeout_s)
+        return task
+
+    def cancel(self, task: Task) -> bool:
+        """True if no worker has started the task, and none will: its sink has been told CANCELLED."""
+        return self._pid == os.getpid() and self._owner.cancel(task)
+
+    def is_running(self, task: Task) -> bool:
+        """Whether a worker has started the task; by the time the answer is looked at it may be otherwise."""
+        return self._owner.is_running(task)
+
+    def cancel_pending(self) -> None:
+        """Cancel all that no worker has started. No more must be submitted."""
+        self._owner.cancel_pending(self._group)
 
     def call_now(self, record: CallableRecord, how: int, value: Any, make_sink: Callable[[], Any]) -> Any:
         """Make the call from this thread if a worker is lent: (status, payload). Otherwise, or if it turns out
@@ -283,12 +314,14 @@ class GroupHandle:
             answer = direct.DirectCall()
             sinks: list[Any] = []
 
-            def take_over(peer: Peer, data: bytes, sequence: int, is_broken: bool) -> None:
+            def take_over(
+                peer: Peer, data: bytes, sequence: int, is_broken: bool, presence: direct.Presence
+            ) -> None:
                 sink = make_sink()
                 task = Task(group, record, how, payload, (), None, sink, 0, record.profile)
                 task.sequence = sequence
                 sinks.append(sink)
-                self._owner.take_over(peer, task, data, is_broken)
+                self._owner.take_over(peer, task, data, is_broken, presence)
 
             if direct.call(group.lent, how, record, payload, answer, take_over, self._owner.line_wanted):
                 return answer.status, marshal.loads(answer.payload) if answer.status else answer.payload
@@ -302,9 +335,18 @@ class GroupHandle:
         self._submit_encoded(record, how, encoded, sink, 0, None, None)
         return sink
 
-    def batch(self, record: CallableRecord, how: int, sink: Any, profile: Profile | None, *, shares: bool) -> Batch:
+    def batch(
+        self,
+        record: CallableRecord,
+        how: int,
+        sink: Any,
+        profile: Profile | None,
+        *,
+        shares: bool,
+        limited: Limits | None = None,
+    ) -> Batch:
         """For the calls of one map: `submit` with all but the index and the value fixed."""
-        return Batch(self, record, how, sink, profile, shares)
+        return Batch(self, record, how, sink, profile, shares, limited)
 
     def fail(self, sink: Any, index: int, error: BaseException) -> None:
         """Deliver a failure that was found before anything could be submitted."""
@@ -342,6 +384,16 @@ class GroupHandle:
         """The workers at present; right after opening, waits until they have been asked for."""
         self._group.is_opened.wait()
         return list(self._group.peers)
+
+    @property
+    def serving_workers(self) -> list[Peer]:
+        """The workers that take tasks, or soon will, as of all that this thread has asked for so far."""
+        self.hand_over()
+        return [peer for peer in list(self._group.peers) if peer.lane.state in SERVING]
+
+    def resize(self, size: int) -> None:
+        """So many workers from now on; those too many end when they have done what they hold."""
+        self._owner.resize(self._group, size)
 
     @property
     def has_ended(self) -> bool:
@@ -385,10 +437,18 @@ class Batch:
     """
 
     def __init__(
-        self, group: GroupHandle, record: CallableRecord, how: int, sink: Any, profile: Profile | None, shares: bool
+        self,
+        group: GroupHandle,
+        record: CallableRecord,
+        how: int,
+        sink: Any,
+        profile: Profile | None,
+        shares: bool,
+        limited: Limits | None = None,
     ) -> None:
         self._group = group
         self._fixed = (record, how, sink, profile)
+        self._limited = limited
         self._stored: dict[tuple[int, int], tuple[Any, memoryview]] = {}
         self._share = self._place_of if shares else None
         self._handed_over_at = time.monotonic()
@@ -396,7 +456,7 @@ class Batch:
     def submit(self, index: int, value: Any) -> None:
         record, how, sink, profile = self._fixed
         group = self._group
-        group.submit(record, how, value, sink, index, profile, self._share)
+        group.submit(record, how, value, sink, index, profile, self._share, self._limited)
         now = time.monotonic()
         if now - self._handed_over_at > HAND_OVER_SECONDS:
             group.hand_over()

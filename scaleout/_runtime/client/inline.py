@@ -33,6 +33,7 @@ class InlineSession:
         tasks_per_worker: int | None = None,
         max_retries: int | None = None,
         takes_nameless: bool = True,
+        initializer_failures: int = 1,
     ) -> InlineGroup:
         """Runs the initializer here and now; its exception is the caller's."""
         if initializer is not None:
@@ -68,6 +69,7 @@ class InlineGroup:
     """The calling thread in the place of workers."""
 
     workers: tuple[Any, ...] = ()
+    serving_workers = workers
     has_ended = False
 
     def __init__(self, size: int) -> None:
@@ -80,7 +82,15 @@ class InlineGroup:
         pass
 
     def submit(
-        self, record: InlineCallable, how: int, value: Any, sink: Any, index: int, profile: Any = None
+        self,
+        record: InlineCallable,
+        how: int,
+        value: Any,
+        sink: Any,
+        index: int,
+        profile: Any = None,
+        share: Any = None,
+        limited: Any = None,
     ) -> None:
         """Run the call, deliver its outcome."""
         try:
@@ -97,7 +107,9 @@ class InlineGroup:
         self.submit(record, how, value, sink, 0)
         return sink
 
-    def batch(self, record: InlineCallable, how: int, sink: Any, profile: Any, *, shares: bool) -> InlineBatch:
+    def batch(
+        self, record: InlineCallable, how: int, sink: Any, profile: Any, *, shares: bool, limited: Any = None
+    ) -> InlineBatch:
         return InlineBatch(self, record, how, sink)
 
     def fail(self, sink: Any, index: int, error: BaseException) -> None:
@@ -113,6 +125,16 @@ class InlineGroup:
 
     def drop_all(self) -> None:
         pass
+
+    def cancel(self, task: Any) -> bool:
+        return False  # it ran when it was submitted
+
+    is_running = cancel
+
+    def resize(self, size: int) -> None:
+        self.size = size
+
+    cancel_pending = drop_all
 
     kill_all = drop_all
 

@@ -10,6 +10,7 @@ leaves effects in `group.effects`, a list of tuples that the caller carries out 
     ("revoke", lane, sequence)      store revoked_from; report with revocation_settled() after the settling time
     ("unrevoke", lane)              store "nothing revoked", then report lane_reopened()
     ("interrupt", lane, tasks)      these tasks were running and are not wanted any more: stop them
+    ("kill", lane, task)            the task ran for too long: kill the worker if it is still at it
     ("failed", task, lane)          the task has used up its retries
     ("reclaim", lane)               a lane that was lent is needed: report with lane_came_back()
     ("broken",)                     the initializer keeps failing; pending tasks are in group.take_all()
@@ -117,6 +118,7 @@ class Group:
         self.failures_in_a_row = 0
         self.is_broken = False
         self.is_closing = False
+        self.is_held = False  # what is taken back is not to be sent again: it is being cancelled
         self.effects: list[tuple[Any, ...]] = []
         self.story: deque[tuple[object, ...]] = deque(maxlen=64)
 
@@ -221,6 +223,56 @@ class Group:
             task.state = lifecycle.ON_DROP.get(task.state, FINISHED)
         return gone
 
+    def cancel_asked(self, task: Task, claimed: int) -> bool | None:
+        """Nobody wants this one, unless it has been started; `claimed` is the last word of its lane's page.
+
+        True: it is gone. False: it runs, or has ended. None: ask again when the revocation has settled.
+        """
+        if task.state == FINISHED:
+            return False
+        if task.state == ASSIGNED:
+            lane: Any = task.runner
+            if task.sequence <= claimed:
+                return False
+            if not lane.revoked_from or task.sequence < lane.revoked_from:
+                self._revoke(lane, task.sequence)
+            return None
+        if task in self.away:
+            self.away.remove(task)
+        else:
+            self._remove_from_ready(task)
+        task.state = lifecycle.ON_DROP[task.state]
+        return True
+
+    def cancel_all_asked(self, claimed_of: Callable[[Lane], int]) -> tuple[list[Task], bool]:
+        """Nobody wants what has not been started, and no more will be submitted: (what is gone, whether that is all).
+
+        If it is not all, nothing is sent until this is asked again, when the revocations have settled.
+        """
+        gone = [*self.ready, *self.away]
+        self.ready.clear()
+        self.away.clear()
+        self.suspects = 0
+        for task in gone:
+            task.state = lifecycle.ON_DROP[task.state]
+        self.is_held = False
+        for lane in self.lanes:
+            if lane.inflight and lane.state != LENT:
+                first = claimed_of(lane) + 1
+                if lane.inflight[-1].sequence >= first:
+                    self.is_held = True
+                    if not lane.revoked_from or first < lane.revoked_from:
+                        self._revoke(lane, first)
+        return gone, not self.is_held
+
+    def expired(self, task: Task) -> None:
+        """It is running, and has been for too long: it is finished, its worker is to be killed."""
+        lane: Any = task.runner
+        task.state = lifecycle.ON_DROP[task.state]
+        if not lane.revoked_from or task.sequence < lane.revoked_from:
+            self._revoke(lane, task.sequence)  # so that nothing else is claimed by then
+        self.effects.append(("kill", lane, task))
+
     def take_all(self) -> list[Task]:
         """Every task that is not finished: for a group that ends."""
         left = [*self.ready, *self.away]
@@ -295,7 +347,7 @@ class Group:
         for task in held:
             if task.state == FINISHED:
                 continue
-            if task.sequence == claimed and (is_charged or not self.max_retries):
+            if task.sequence == claimed and (is_charged or not self._retries_of(task)):
                 self._charge(task, lane)  # without retries "at most once" holds, whoever is to blame
             else:
                 unstarted.append(task)
@@ -472,6 +524,8 @@ class Group:
 
     def pump(self) -> None:
         """Give ready tasks to lanes with room."""
+        if self.is_held:
+            return
         ready = self.ready
         while ready and self.open_lanes:
             if self.suspects and ready[0].state == SUSPECT:
@@ -567,13 +621,16 @@ class Group:
 
     def _charge(self, task: Task, lane: Lane) -> None:
         task.attempts += 1
-        if task.attempts > self.max_retries:
+        if task.attempts > self._retries_of(task):
             task.state = lifecycle.ON_FINISH[task.state]
             self.effects.append(("failed", task, lane))
         else:
             task.state = lifecycle.ON_CHARGE[task.state]
             self.ready.append(task)
             self.suspects += 1
+
+    def _retries_of(self, task: Task) -> int:
+        return self.max_retries if task.max_retries is None else task.max_retries
 
     def _lane_freed(self, lane: Lane) -> None:
         """Something left the lane: it may take more, or leave."""

@@ -72,6 +72,7 @@ class Task:
         "group",
         "how",
         "index",
+        "max_retries",
         "needs",
         "payload",
         "profile",
@@ -81,6 +82,7 @@ class Task:
         "size_bytes",
         "state",
         "stored",
+        "__weakref__",
     )
 
     def __init__(
@@ -107,6 +109,7 @@ class Task:
         self.size_bytes = len(payload)
         self.state = PENDING
         self.attempts = 0
+        self.max_retries: int | None = None  # the group's
         self.sequence = 0
         self.runner: object = None
 

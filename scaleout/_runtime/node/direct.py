@@ -8,8 +8,8 @@ takes the claim itself, or finds it taken and is told when it is free.
 
 The claim is one entry in a dict, made and looked at by `setdefault`: atomic, so that an exception can strike between any
 two instructions of the caller's (a signal handler may raise anywhere) and both sides still agree who holds it. What
-is stored is a weak reference to an object that lives as long as the caller's frame: a claim whose reference is dead was
-left behind by an exception. Then nobody knows what of the stream was read, and the worker is given up.
+is stored is a weak reference to an object that lives as long as the caller's frame (and the message by which it hands
+over): a claim whose reference is dead was left behind by an exception. Then nobody knows what of the stream was read, and the worker is given up.
 
 Whatever is not the usual answer (another frame, a large result, the end of the stream) is handed to the reactor, with
 what was read; the call goes on there like any other. Rejected: letting callers run the reactor's own code while they wait.
@@ -60,13 +60,13 @@ class DirectLine:
 
 
 class Presence:
-    """Lives as long as the frame of the call that made it."""
+    """Lives as long as the frame of the call that made it, or the message that hands the call over."""
 
     __slots__ = ("__weakref__",)
 
 
 class DirectCall:
-    """One attempt to make a call directly; `take_over(peer, data, sequence, is_broken)` hands it to the reactor."""
+    """One attempt to make a call directly; `take_over` hands it to the reactor."""
 
     __slots__ = ("payload", "status", "was_sent")
 
@@ -82,7 +82,7 @@ def call(
     record: Any,
     payload: bytes,
     answer: DirectCall,
-    take_over: Callable[[Peer, bytes, int, bool], None],
+    take_over: Callable[[Peer, bytes, int, bool, Presence], None],
     lane_wanted: Callable[[Peer], None],
 ) -> bool:
     """Make the call on one of the lent workers. True: `answer` has the result. False: nothing was sent, or the reactor has
@@ -122,7 +122,7 @@ def call(
                     answer.payload = data[HEADER_BYTES:]
                     is_clean = True
                     return True
-            take_over(peer, data, sequence, False)
+            take_over(peer, data, sequence, False, presence)
             sequence = 0
             return False
         finally:
@@ -132,5 +132,5 @@ def call(
                     if peer.lane.is_wanted:
                         lane_wanted(peer)
                 elif sequence:
-                    take_over(peer, b"", sequence, True)
+                    take_over(peer, b"", sequence, True, presence)
     return False

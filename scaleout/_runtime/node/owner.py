@@ -19,13 +19,14 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from functools import partial
 
 from scaleout._runtime.base import limits, memory
 from scaleout._runtime.core.dispatch import Group
 from scaleout._runtime.core.ranges import RangeTable
-from scaleout._runtime.core.tasks import FINISHED, Task
+from scaleout._runtime.core.tasks import ASSIGNED, FINISHED, Task
 from scaleout._runtime.node.callables import CallableTable
 from scaleout._runtime.node.host import Host
 from scaleout._runtime.node.peer import Peer
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scaleout._runtime.base.settings import Settings
+    from scaleout._runtime.node.direct import Presence
     from scaleout._runtime.pickling.definitions import DefinitionBook
     from scaleout._runtime.pickling.encode import Encoded, Encoder
     from scaleout._runtime.store.exchange import Exchange
@@ -168,6 +170,44 @@ class Owner:
 
     def drop(self, group: WorkerGroup, unwanted: Callable[[Task], bool], interrupt: bool) -> None:
         self.post(partial(self._drop, group, unwanted, interrupt))
+
+    def submit_limited(self, task: Task, timeout_s: float | None) -> None:
+        self.post(partial(self._submit_limited, task, timeout_s))
+
+    def cancel(self, task: Task) -> bool:
+        """Whether the task was taken back before any worker started it; its sink has been told CANCELLED then."""
+        answer: list[bool] = []
+        self._ask(lambda done: self._cancel(task, answer, done))
+        return answer == [True]
+
+    def is_running(self, task: Task) -> bool:
+        """Any thread, so what it sees may change under it: it looks twice."""
+        lane: Any = task.runner
+        sequence = task.sequence
+        if task.state != ASSIGNED or lane is None:
+            return False
+        try:
+            claimed = lane.worker.words[control_page.CLAIMED]
+        except ValueError:  # the worker is gone
+            return False
+        return bool(claimed >= sequence and task.state == ASSIGNED and task.runner is lane and task.sequence == sequence)
+
+    def cancel_pending(self, group: WorkerGroup) -> None:
+        """Take back everything of the group that no worker has started. No more must be submitted."""
+        self._ask(lambda done: self._cancel_pending(group, done))
+
+    def _ask(self, question: Callable[[Any], None]) -> None:
+        """Have the reactor work on `question(done)`, and wait until it releases `done`."""
+        if threading.get_ident() == self.reactor.thread.ident:
+            return  # in a finalizer, that must not wait for what it interrupts
+        done = threading.Lock()
+        done.acquire()
+        self.post(partial(question, done))
+        while not done.acquire(True, 1.0) and not self.is_over:
+            pass
+
+    def resize(self, group: WorkerGroup, size: int) -> None:
+        self.post(partial(self._resize, group, size))
 
     def close_group(self, group: WorkerGroup) -> None:
         self.post(partial(self._close_group, group))
@@ -375,6 +415,10 @@ class Owner:
         self._kill(peer, signum)
         return True
 
+    def _do_kill(self, group: WorkerGroup, lane: Any, task: Task) -> None:
+        late = partial(self._signal_if_running, lane.worker, frozenset([task.sequence]), signal.SIGKILL)
+        self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, late)
+
     def _do_failed(self, group: WorkerGroup, task: Task, lane: Any) -> None:
         peer: Peer = lane.worker
         index = peer.words[control_page.ITEM_INDEX]
@@ -407,6 +451,53 @@ class Owner:
             self._finish(task, frames.GROUP_BROKEN, task.group.failure)
         else:
             self._finish(task, frames.SESSION_CLOSED, self.reactor.failure)
+
+    # -- cancelling, and limits of single tasks ----------------------------------------------------
+
+    def _cancel(self, task: Task, answer: list[bool], done: Any) -> None:
+        claimed = task.runner.worker.words[control_page.CLAIMED] if task.state == ASSIGNED else 0  # type: ignore[attr-defined]
+        is_gone = task.group.core.cancel_asked(task, claimed)  # type: ignore[attr-defined]
+        if is_gone is None:
+            self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._cancel, task, answer, done))
+            return
+        if is_gone:
+            self._finish(task, frames.CANCELLED, None)
+        answer.append(is_gone)
+        done.release()
+
+    def _cancel_pending(self, group: WorkerGroup, done: Any) -> None:
+        gone, is_all = group.core.cancel_all_asked(lambda lane: lane.worker.words[control_page.CLAIMED])
+        for task in gone:
+            self._finish(task, frames.CANCELLED, None)
+        if is_all:
+            done.release()
+        else:
+            self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._cancel_pending, group, done))
+
+    def _submit_limited(self, task: Task, timeout_s: float | None) -> None:
+        self._serve(task)
+        if timeout_s is not None and task.state != FINISHED:
+            self._look_later(weakref.ref(task), timeout_s, timeout_s)
+
+    def _look_later(self, found: Any, timeout_s: float, delay_s: float) -> None:
+        delay_s = min(delay_s, limits.LONGEST_WAIT_SECONDS)
+        self.reactor.call_later(delay_s, partial(self._look_at_time, found, timeout_s))
+
+    def _look_at_time(self, found: Any, timeout_s: float) -> None:
+        """The task's time runs from when its worker claimed it. If that has not happened yet, it is not up before then."""
+        task = found()
+        if task is None or task.state == FINISHED:
+            return
+        left_s = timeout_s
+        if task.state == ASSIGNED:
+            peer: Peer = task.runner.worker
+            if peer.words[control_page.CLAIMED] == task.sequence:
+                left_s -= (time.monotonic_ns() - peer.words[control_page.SINCE_NS]) / 1e9
+                if left_s <= 0:
+                    task.group.core.expired(task)
+                    self._finish(task, frames.TIMED_OUT, {"timeout_s": timeout_s, "pid": peer.pid})
+                    return
+        self._look_later(found, timeout_s, left_s)
 
     # -- direct calls ----------------------------------------------------------------------------
 
@@ -449,12 +540,16 @@ class Owner:
         """Any thread: a direct call is over, and the reactor waits for its worker."""
         self.post(partial(self._do_reclaim, peer.group, peer.lane))
 
-    def take_over(self, peer: Peer, task: Task, data: bytes, is_broken: bool) -> None:
-        """Any thread: a direct call goes on here; `data` is what the worker has answered so far."""
-        self.post(partial(self._take_over, peer, task, data, is_broken))
+    def take_over(self, peer: Peer, task: Task, data: bytes, is_broken: bool, presence: Presence) -> None:
+        """Any thread: a direct call goes on here; `data` is what the worker has answered so far. The message keeps the
+        caller's claim alive."""
+        self.post(partial(self._take_over, peer, task, data, is_broken, presence))
 
-    def _take_over(self, peer: Peer, task: Task, data: bytes, is_broken: bool) -> None:
+    def _take_over(self, peer: Peer, task: Task, data: bytes, is_broken: bool, presence: Presence) -> None:
         group = peer.group
+        if self.is_over or not peer.link.is_open or not peer.link.is_lent:
+            self._fail_late(task)  # the runtime has ended, or a second exception made the line look abandoned
+            return
         self._take_back_line(peer)
         if group.is_terminating:
             self._fail_late(task)
@@ -736,6 +831,10 @@ class Owner:
     def _close_group(self, group: WorkerGroup) -> None:
         group.core.closing()
         self._end_if_over(group)
+
+    def _resize(self, group: WorkerGroup, size: int) -> None:
+        if not group.is_terminating and not group.core.is_broken:
+            group.core.resized(size)
 
     def _terminate_group(self, group: WorkerGroup) -> None:
         if group.has_ended.is_set() or group.is_terminating:

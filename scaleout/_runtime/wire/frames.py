@@ -82,6 +82,8 @@ GROUP_BROKEN = 19
 SESSION_CLOSED = 20
 DROPPED = 21
 OUT_OF_MEMORY = 22
+TIMED_OUT = 23
+CANCELLED = 24
 
 
 def frame(kind: int, body: bytes = b"", *, flag: int = 0, aux: int = 0, number: int = 0) -> bytes:
