@@ -83,7 +83,8 @@ def make_function(
     if module_name is None:
         globals_: dict[str, Any] = {"__builtins__": __builtins__}
     else:
-        globals_ = module_named(module_name).__dict__
+        # A definition may be the first that comes of a module which is not here; anything else says that it is missing.
+        globals_ = (module_or_new if definition_id else module_named)(module_name).__dict__
     function = FunctionType(marshal.loads(code), globals_, None, None, cells or None)
     if definition_id:
         unfinished[definition_id] = function

@@ -1,0 +1,150 @@
+"""What stands behind an executor and outlives it: the worker group, how many workers it has, why it takes no more calls.
+
+Futures and iterators hold the crew, never the executor. So an executor that is dropped finishes its calls, and then its
+workers end. At the interpreter's exit every crew that is still there does the same, and is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from scaleout._runtime.session import GROUP_BROKEN, OK, RESULT_NOT_PICKLED, TASK_EXITED, TASK_RAISED, default_session
+from scaleout.futures.initializer import run_initializer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+    from collections.abc import Callable
+
+    from scaleout._runtime.session import Failure
+
+AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
+AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
+BROKEN = "A child process terminated abruptly, the process pool is not usable anymore"
+
+FROM_WORKERS = frozenset({OK, TASK_RAISED, TASK_EXITED, RESULT_NOT_PICKLED})
+
+_crews: dict[Crew, None] = {}  # those that have workers
+_is_exiting = False
+
+
+class Crew:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        max_workers: int,
+        initializer: Callable[..., Any] | None,
+        initargs: Any,
+        max_tasks_per_child: int | None,
+        max_retries: int | None,
+    ) -> None:
+        self.max_workers = max_workers
+        self.size = 0
+        self.group: Any = None
+        self.refusal: Callable[[], BaseException] | None = None
+        self.broken: bool | str = False
+        self._initializer = initializer
+        self._initargs = initargs
+        self._max_tasks_per_child = max_tasks_per_child
+        self._max_retries = max_retries
+        self._results = 0  # from workers, while there are fewer than there may be; the runtime's thread counts
+        self._taken = 0  # of these, how many have stood for an idle worker
+        self._lock = threading.RLock()
+
+    # -- growing -----------------------------------------------------------------------------------
+
+    def need_worker(self) -> None:
+        """A call is about to be made: start one worker more if there may be more and none is known to be idle."""
+        with self._lock:
+            if self._taken < self._results:
+                self._taken += 1
+            elif self.size < self.max_workers:
+                if self.group is None:
+                    self._open()
+                else:
+                    self.group.resize(self.size + 1)
+                self.size += 1
+
+    def _open(self) -> None:
+        if _is_exiting:
+            raise RuntimeError(AFTER_EXIT)
+        initializer = self._initializer
+        arguments: dict[str, Any] = {}
+        if initializer is not None:
+            arguments = {"initializer": run_initializer, "initargs": (initializer, self._initargs)}
+        group = default_session().open_group(
+            1,
+            tasks_per_worker=self._max_tasks_per_child,
+            max_retries=self._max_retries,
+            initializer_failures=1,
+            **arguments,
+        )
+        for crew in [crew for crew in list(_crews) if crew.group.has_ended]:
+            _crews.pop(crew, None)
+        self.group = group
+        _crews[self] = None
+
+    # -- what the runtime tells -------------------------------------------------------------------
+
+    def delivered(self, status: int) -> None:
+        """On the runtime's thread: a call has ended."""
+        if self.size < self.max_workers and status in FROM_WORKERS:
+            self._results += 1
+        if status == GROUP_BROKEN and not self.broken:
+            self.broken = BROKEN
+            self.refusal = self._broken_error
+
+    def _broken_error(self) -> BaseException:
+        from concurrent.futures.process import BrokenProcessPool
+
+        return BrokenProcessPool(self.broken)
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def close(self, message: str = AFTER_SHUTDOWN) -> None:
+        """Take no more calls; the workers end when those that were made are done."""
+        if self.refusal is None or self.broken:
+            self.refusal = self.refusal or (lambda: RuntimeError(message))
+        group = self.group
+        if group is not None:
+            group.close()
+
+    def join(self) -> None:
+        """Wait until the workers have ended."""
+        group = self.group
+        if group is not None:
+            try:
+                group.join()
+            except KeyboardInterrupt:
+                group.drop_all()
+                raise
+            _crews.pop(self, None)
+
+
+def _finish_all() -> None:
+    """At the interpreter's exit, before threads are no longer to be had: finish what was submitted."""
+    global _is_exiting
+    _is_exiting = True
+    crews = list(_crews)
+    for crew in crews:
+        crew.close(AFTER_EXIT)
+    for crew in crews:
+        crew.join()
+
+
+def _after_fork_in_child() -> None:
+    for crew in list(_crews):
+        crew.refusal = _foreign
+    _crews.clear()
+
+
+def _foreign() -> BaseException:
+    from scaleout.errors import ForeignSessionError
+
+    return ForeignSessionError("this executor belongs to the process that was forked from; make a new one here")
+
+
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_after_fork_in_child)

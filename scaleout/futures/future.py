@@ -1,0 +1,286 @@
+"""The futures of `ScaleoutExecutor`: genuine `concurrent.futures.Future` objects that cost little while nobody waits.
+
+Ten thousand futures are made and completed before anybody looks at most of them. So the condition and the two lists of a
+genuine future are made when something asks for them, and a result stays bytes until somebody wants the value; then it is
+unpickled in that thread, never on the runtime's own.
+
+How a completion and a first look agree on who is first, without a lock:
+
+    the runtime     condition = setdefault("_genuine", SETTLED);   if it is SETTLED: store the state, release the waiters
+    a stranger      condition = setdefault("_genuine", Condition());  if it is SETTLED: wait until the state is stored
+
+`setdefault` on a dict is atomic. If the runtime comes first, no genuine condition exists while the state changes, and one that
+is made later belongs to a future that never changes again. If the stranger comes first, the runtime completes the future as
+the base class does, under the condition. `result()` and `exception()` of our own need neither: who waits there puts a lock of
+its own on a list *before* it looks at the state a last time, and the runtime stores the state before it looks at the list.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from _thread import allocate_lock
+from concurrent.futures import _base
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+
+from scaleout._runtime import session
+from scaleout._runtime.session import OK, Failure, outcome
+from scaleout.futures.failures import exception_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+    from collections.abc import Callable, Generator
+
+    from scaleout.futures.crew import Crew
+
+SETTLED: Any = object()
+_settling = threading.Lock()
+
+
+class _MadeOnDemand:
+    """An attribute that is an empty list once somebody asks for it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, future: Any, owner: type) -> Any:
+        return self if future is None else future.__dict__.setdefault(self._name, [])
+
+
+class _Unpickled:
+    """An attribute that is unpickled once somebody asks for it; None before there is a result."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, future: Any, owner: type) -> Any:
+        if future is None:
+            return self
+        future._unpickle()
+        return future.__dict__.get(self._name)
+
+
+class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # type: ignore[misc]
+    """The future of one call. One that a program makes itself behaves as the base class does."""
+
+    _state = PENDING
+    _crew: Crew | None = None
+    _task: Any = None  # what the runtime knows the call by, until it has ended
+    _record: Any = None  # the callable, if it must be released in the end
+    _locks: Any = ()  # of threads that wait in result() or exception()
+    _waiters: Any = _MadeOnDemand()
+    _done_callbacks: Any = _MadeOnDemand()
+    _result: Any = _Unpickled()
+    _exception: Any = _Unpickled()
+
+    def __init__(self) -> None:
+        pass  # see the attributes above
+
+    @property
+    def _condition(self) -> Any:
+        own = self.__dict__
+        found = own.get("_genuine")
+        if found is None:
+            found = own.setdefault("_genuine", threading.Condition())
+        if found is SETTLED:
+            while self._state == PENDING:  # the runtime's thread stands between two lines
+                time.sleep(0)
+            with _settling:
+                found = own["_genuine"]
+                if found is SETTLED:
+                    found = own["_genuine"] = threading.Condition()
+        return found
+
+    # -- the runtime's side ----------------------------------------------------------------------
+
+    def deliver(self, index: int, status: int, payload: Any) -> None:
+        """The call has ended. On the runtime's thread: quick, and without code of the user's."""
+        own = self.__dict__
+        self._task = None
+        crew: Any = self._crew
+        record = self._record
+        if record is not None:
+            self._record = None
+            crew.group.finished(record)
+        crew.delivered(status)
+        if self._state != PENDING:
+            return  # completed by hand
+        if status == session.CANCELLED:
+            self._cancelled_by_runtime()
+            return
+        own["_raw"] = (status, payload)
+        if own.setdefault("_genuine", SETTLED) is SETTLED:
+            self._state = FINISHED
+            locks = self._locks
+            while locks:
+                locks.pop().release()
+        elif status == OK and any(getattr(waiter, "stop_on_exception", False) for waiter in own.get("_waiters", ())):
+            crew.group.put_callback(self._complete)  # it wants to know whether it can be unpickled
+        else:
+            self._complete()
+
+    def _complete(self) -> None:
+        """As `set_result` and `set_exception` of the base class, with the value still pickled."""
+        own = self.__dict__
+        condition = self._condition
+        with condition:
+            if self._state not in (PENDING, RUNNING):
+                return
+            waiters = list(own.get("_waiters", ()))
+            if any(getattr(waiter, "stop_on_exception", False) for waiter in waiters):
+                is_result = self._outlook()
+            else:
+                is_result = own["_raw"][0] == OK
+            self._state = FINISHED
+            for waiter in waiters:
+                if is_result:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            condition.notify_all()
+        self._release_locks()
+        self._invoke_callbacks()
+
+    def _outlook(self) -> bool:
+        """Whether there is a value. Unpickles it, unless this is the runtime's thread, where it is a failure anyway."""
+        if self.__dict__["_raw"][0] != OK:
+            return False
+        return self._exception is None
+
+    def _cancelled_by_runtime(self) -> None:
+        _base.Future.cancel(self)
+        self.set_running_or_notify_cancel()
+        self._release_locks()
+
+    def _release_locks(self) -> None:
+        locks = self._locks
+        while locks:
+            locks.pop().release()
+
+    def _invoke_callbacks(self) -> None:
+        if self._crew is None:
+            super()._invoke_callbacks()
+        elif "_done_callbacks" in self.__dict__:
+            self._crew.group.put_callback(super()._invoke_callbacks)
+
+    # -- the caller's side -----------------------------------------------------------------------
+
+    def _unpickle(self) -> None:
+        own = self.__dict__
+        if "_raw" not in own and "_unpickling" not in own:
+            return
+        with own.setdefault("_unpickling", threading.RLock()):
+            raw = own.pop("_raw", None)
+            if raw is None:
+                return
+            try:
+                success, value = outcome(*raw)
+            except BaseException:  # Ctrl-C while it was unpickled, of which half may be used up
+                own["_exception"] = exception_of(Failure(session.DROPPED))
+                raise
+            if success:
+                own["_result"] = value
+            else:
+                own["_exception"] = exception_of(value)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value of the call, or its exception raised.
+
+        `CancelledError` if it was cancelled, `TimeoutError` if it has not ended within `timeout` seconds.
+        """
+        if self._state != FINISHED:
+            self._wait(timeout)
+        own = self.__dict__
+        if "_raw" in own or "_unpickling" in own:
+            self._unpickle()
+        error = own.get("_exception")
+        if error is None:
+            return own.get("_result")
+        try:
+            raise error
+        finally:
+            del error, own
+            self = None  # type: ignore[assignment]  # no cycle through the traceback
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The exception of the call, or None if it returned; waits and raises as `result` does."""
+        if self._state != FINISHED:
+            self._wait(timeout)
+        error: BaseException | None = self._exception
+        return error
+
+    def _wait(self, timeout: float | None) -> None:
+        """Until it has finished."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        crew = self._crew
+        while True:
+            lock = allocate_lock()
+            lock.acquire()
+            locks = self.__dict__.setdefault("_locks", [])
+            try:
+                locks.append(lock)
+                state = self._state
+                if state == FINISHED:
+                    return
+                if state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+                    raise _base.CancelledError
+                if crew is not None and crew.group is not None:
+                    crew.group.check_process()
+                left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+                if not lock.acquire(True, min(left, threading.TIMEOUT_MAX)) and self._state in (PENDING, RUNNING):
+                    raise _base.TimeoutError
+            except KeyboardInterrupt:
+                if crew is not None and crew.group is not None:
+                    crew.group.drop(self)
+                raise
+            finally:
+                try:
+                    locks.remove(lock)
+                except ValueError:
+                    pass
+
+    def cancel(self) -> bool:
+        """Cancel the call if no worker has started it; whether it is cancelled."""
+        if self._crew is None or self._state != PENDING:
+            is_cancelled = super().cancel()
+            self._release_locks()
+            return is_cancelled
+        task = self._task
+        if task is not None:
+            self._crew.group.cancel(task)
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def cancelled(self) -> bool:
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def running(self) -> bool:
+        """Whether a worker has started the call, and it has not ended. One that only waits at a worker can be cancelled."""
+        if self._state != PENDING:
+            return self._state == RUNNING
+        task = self._task
+        return task is not None and self._crew is not None and self._crew.group.is_running(task)
+
+    def done(self) -> bool:
+        return self._state in (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def set_result(self, result: Any) -> None:
+        super().set_result(result)
+        self._release_locks()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        super().set_exception(exception)
+        self._release_locks()
+
+    def __repr__(self) -> str:
+        if self._state == PENDING and self.running():
+            return f"<{type(self).__name__} at {id(self):#x} state=running>"
+        return super().__repr__()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        from scaleout.futures.aio import wrap
+
+        return wrap(self).__await__()
+
+
+new_future: Callable[[type[ScaleoutFuture]], ScaleoutFuture] = object.__new__
