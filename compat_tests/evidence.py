@@ -38,6 +38,14 @@ class Watch:
 
 
 POOL = Watch(ours=("scaleout.multiprocessing.pool", "Pool"), theirs=("multiprocessing.pool", "Pool"), finished="join")
+EXECUTOR = Watch(
+    ours=("scaleout.futures.executor", "ScaleoutExecutor"),
+    theirs=("concurrent.futures.process", "ProcessPoolExecutor"),
+    finished="shutdown",
+)
+FUTURE = Watch(
+    ours=("scaleout.futures.future", "ScaleoutFuture"), theirs=("concurrent.futures._base", "Future"), finished="result"
+)
 
 
 @dataclass(frozen=True)

@@ -3,4 +3,6 @@
 MODULES = (
     "compat_tests.suites.multiprocessing_spawn",
     "compat_tests.suites.multiprocessing_main",
+    "compat_tests.suites.futures",
+    "compat_tests.suites.futures_class",
 )

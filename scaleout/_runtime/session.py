@@ -53,7 +53,6 @@ from scaleout._runtime.wire.frames import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from scaleout._runtime.client.embedded import EmbeddedSession
-    from scaleout._runtime.client.inline import InlineSession
 
 __all__ = [
     "ARGUMENT_NOT_PICKLED",
@@ -104,11 +103,11 @@ BOOTSTRAPPING = """
                 ...
 """
 
-_session: EmbeddedSession | InlineSession | None = None
+_session: EmbeddedSession | None = None
 _lock = threading.Lock()
 
 
-def default_session() -> EmbeddedSession | InlineSession:
+def default_session() -> EmbeddedSession:
     """This process's session; made, from the SCALEOUT_* settings, at the first call."""
     global _session
     session = _session
@@ -120,13 +119,13 @@ def default_session() -> EmbeddedSession | InlineSession:
     return session
 
 
-def _open_session() -> EmbeddedSession | InlineSession:
+def _open_session() -> EmbeddedSession:
     """The zygote is started first, so that it comes up on another core while this process imports the rest."""
     settings = Settings.from_environ(os.environ)
     if settings.inline:
         from scaleout._runtime.client.inline import InlineSession
 
-        return InlineSession(settings)
+        return InlineSession(settings)  # type: ignore[return-value]  # another class, the same interface
     if context.current is not None and context.current.in_bootstrap:
         raise RuntimeError(BOOTSTRAPPING)
     zygote = host.Host.start()

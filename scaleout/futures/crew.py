@@ -45,6 +45,7 @@ class Crew:
         self.group: Any = None
         self.refusal: Callable[[], BaseException] | None = None
         self.broken: bool | str = False
+        self.is_shut_down = False
         self._initializer = initializer
         self._initargs = initargs
         self._max_tasks_per_child = max_tasks_per_child
@@ -53,11 +54,18 @@ class Crew:
         self._taken = 0  # of these, how many have stood for an idle worker
         self._lock = threading.RLock()
 
+    def check(self) -> None:
+        """Raise if no call can be made."""
+        if self.refusal is not None:
+            raise self.refusal()
+
     # -- growing -----------------------------------------------------------------------------------
 
     def need_worker(self) -> None:
         """A call is about to be made: start one worker more if there may be more and none is known to be idle."""
         with self._lock:
+            if self.refusal is not None:
+                raise self.refusal()
             if self._taken < self._results:
                 self._taken += 1
             elif self.size < self.max_workers:
@@ -73,12 +81,13 @@ class Crew:
         initializer = self._initializer
         arguments: dict[str, Any] = {}
         if initializer is not None:
-            arguments = {"initializer": run_initializer, "initargs": (initializer, self._initargs)}
+            arguments["initializer"] = run_initializer
+            arguments["initargs"] = (initializer, self._initargs)
+            arguments["initializer_failures"] = 1
         group = default_session().open_group(
             1,
             tasks_per_worker=self._max_tasks_per_child,
             max_retries=self._max_retries,
-            initializer_failures=1,
             **arguments,
         )
         for crew in [crew for crew in list(_crews) if crew.group.has_ended]:
@@ -103,18 +112,28 @@ class Crew:
 
     # -- the end ----------------------------------------------------------------------------------
 
+    def refuse(self, message: str = AFTER_SHUTDOWN) -> None:
+        """Take no more calls."""
+        with self._lock:
+            self.is_shut_down = True
+            if self.refusal is None:
+                self.refusal = lambda: RuntimeError(message)
+
     def close(self, message: str = AFTER_SHUTDOWN) -> None:
         """Take no more calls; the workers end when those that were made are done."""
-        if self.refusal is None or self.broken:
-            self.refusal = self.refusal or (lambda: RuntimeError(message))
-        group = self.group
-        if group is not None:
-            group.close()
+        self.refuse(message)
+        if self.has_workers:
+            self.group.close()
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether there are workers here to be ended: they are another process's if this one was forked."""
+        return self.group is not None and not self.group.has_ended and self.refusal is not _foreign
 
     def join(self) -> None:
         """Wait until the workers have ended."""
         group = self.group
-        if group is not None:
+        if group is not None and self.refusal is not _foreign:
             try:
                 group.join()
             except KeyboardInterrupt:

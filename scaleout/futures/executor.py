@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import sys
-import threading
 import time
-from concurrent.futures import Executor, _base
+from concurrent.futures import Executor
 
-from scaleout._runtime.session import (
-    CALL_ARGS,
-    CALL_ARGS_KWARGS,
-    STARMAP_ITEMS,
-    Profile,
-    WorkerProcess,
-    cpu_count,
-)
+from scaleout._runtime.session import CALL_ARGS, CALL_ARGS_KWARGS, WorkerProcess, cpu_count
 from scaleout.futures.crew import Crew
 from scaleout.futures.future import ScaleoutFuture, new_future
 from scaleout.futures.mapping import MapCall
@@ -26,10 +16,9 @@ if TYPE_CHECKING:
     from typing import Any
     from collections.abc import Callable, Iterable, Iterator
 
+    Limited = tuple[float | None, int | None] | None  # timeout_s, max_retries
+
 MAX_WINDOWS_WORKERS = 61
-
-Limited = Any  # (timeout_s, max_retries) or None
-
 
 class ScaleoutExecutor(Executor):
     """Runs calls in worker processes; the place of ThreadPoolExecutor or ProcessPoolExecutor.
@@ -100,7 +89,7 @@ class ScaleoutExecutor(Executor):
         `timeout`: seconds from this call on within which a result must be there, else `TimeoutError`. `chunksize`: items
         per task. `buffersize`: how many tasks are ahead of the consumer (default: all; 3.14).
         """
-        return map_calls(self._crew, fn, iterables, timeout, chunksize, buffersize, None)
+        return map_calls(self, fn, iterables, timeout, chunksize, buffersize, None)
 
     def options(self, *, timeout_s: float | None = None, max_retries: int | None = None) -> ExecutorView:
         """This executor with limits for each call that is made through what is returned.
@@ -126,14 +115,12 @@ class ScaleoutExecutor(Executor):
         With `cancel_futures`, what no worker has started is cancelled.
         """
         crew = self._crew
-        is_first = crew.refusal is None
-        crew.close() if not cancel_futures else crew.refuse()
-        if cancel_futures and crew.group is not None and not crew.group.has_ended:
+        crew.refuse()
+        if cancel_futures and crew.has_workers:
             crew.group.cancel_pending()
-            crew.close()
+        crew.close()
         if wait:
             crew.join()
-        del is_first
 
     def terminate_workers(self) -> None:
         """Cancel what has not been started, send SIGTERM to the workers, and take no more calls (3.14).
@@ -149,7 +136,7 @@ class ScaleoutExecutor(Executor):
     def _end_workers(self, is_kill: bool) -> None:
         crew = self._crew
         self.shutdown(wait=False, cancel_futures=True)
-        if crew.group is not None and not crew.group.has_ended:
+        if crew.has_workers:
             crew.group.terminate()
             if is_kill:
                 crew.group.kill_all()
@@ -157,7 +144,12 @@ class ScaleoutExecutor(Executor):
     def __del__(self) -> None:
         crew = getattr(self, "_crew", None)
         if crew is not None:
-            crew.dropped()
+            crew.close()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        if exc_type is KeyboardInterrupt and self._crew.has_workers:
+            self._crew.group.drop_all()  # Ctrl-C: nobody waits for these
+        self.shutdown(wait=True)
 
     # -- what programs look at ---------------------------------------------------------------------
 
@@ -165,7 +157,7 @@ class ScaleoutExecutor(Executor):
     def _processes(self) -> dict[int, WorkerProcess]:
         """The worker processes by their pid."""
         group = self._crew.group
-        if group is None or group.has_ended:
+        if not self._crew.has_workers:
             return {}
         workers = [WorkerProcess(group, peer) for peer in group.serving_workers]
         return {worker.pid: worker for worker in workers if worker.pid is not None}
@@ -199,6 +191,7 @@ class ExecutorView(Executor):
 
     def __init__(self, executor: ScaleoutExecutor, timeout_s: float | None, max_retries: int | None) -> None:
         self._executor = executor
+        self._max_workers = executor._max_workers
         self._limited = (timeout_s, max_retries)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ScaleoutFuture:
@@ -214,7 +207,7 @@ class ExecutorView(Executor):
         buffersize: int | None = None,
     ) -> Iterator[Any]:
         """As the executor's, each task (a chunk) within the limits."""
-        return map_calls(self._executor._crew, fn, iterables, timeout, chunksize, buffersize, self._limited)
+        return map_calls(self._executor, fn, iterables, timeout, chunksize, buffersize, self._limited)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
@@ -233,21 +226,22 @@ def submit(crew: Crew, fn: Callable[..., Any], args: Any, kwargs: Any, limited: 
         if record.users:
             future._record = record
         if kwargs:
-            task = group.submit(record, CALL_ARGS_KWARGS, (args, kwargs), future, 0, None, None, limited)
+            task = group.task_of(record, CALL_ARGS_KWARGS, (args, kwargs), future)
         else:
-            task = group.submit(record, CALL_ARGS, args, future, 0, None, None, limited)
-    except (Exception, SystemExit) as error:
+            task = group.task_of(record, CALL_ARGS, args, future)
+    except (Exception, SystemExit) as error:  # what pickling raised
         group.fail(future, 0, error)
         return future
-    if task is not None and not future.done():
-        future._task = task
-        if future.done():
-            future._task = None
+    future._task = task
+    if limited is None:
+        group.start(task)
+    else:
+        group.start_limited(task, limited)
     return future
 
 
 def map_calls(
-    crew: Crew,
+    executor: ScaleoutExecutor,
     fn: Callable[..., Any],
     iterables: tuple[Iterable[Any], ...],
     timeout: float | None,
@@ -263,11 +257,13 @@ def map_calls(
         if buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
     deadline = None if timeout is None else time.monotonic() + timeout
-    if crew.refusal is not None:
-        raise crew.refusal()
+    crew = executor._crew
+    crew.check()
     if crew.size < crew.max_workers:
         crew.need_worker()
     call = MapCall(crew, fn, zip(*iterables), chunksize, limited, shares=buffersize is None)
+    if buffersize is not None:
+        call.keeps = executor  # it has calls to make yet
     call.submit(buffersize)
     return call.results(deadline, is_chunked=chunksize > 1)
 

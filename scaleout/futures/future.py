@@ -22,6 +22,7 @@ import time
 from _thread import allocate_lock
 from concurrent.futures import _base
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from functools import partial
 
 from scaleout._runtime import session
 from scaleout._runtime.session import OK, Failure, outcome
@@ -97,13 +98,13 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
     def deliver(self, index: int, status: int, payload: Any) -> None:
         """The call has ended. On the runtime's thread: quick, and without code of the user's."""
         own = self.__dict__
-        self._task = None
         crew: Any = self._crew
-        record = self._record
-        if record is not None:
+        self._task = None
+        if self._record is not None:
+            crew.group.finished(self._record)
             self._record = None
-            crew.group.finished(record)
-        crew.delivered(status)
+        if status or crew.size < crew.max_workers:
+            crew.delivered(status)
         if self._state != PENDING:
             return  # completed by hand
         if status == session.CANCELLED:
@@ -115,23 +116,24 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
             locks = self._locks
             while locks:
                 locks.pop().release()
-        elif status == OK and any(getattr(waiter, "stop_on_exception", False) for waiter in own.get("_waiters", ())):
-            crew.group.put_callback(self._complete)  # it wants to know whether it can be unpickled
         else:
-            self._complete()
+            self._complete(may_unpickle=False)
 
-    def _complete(self) -> None:
+    def _complete(self, may_unpickle: bool) -> None:
         """As `set_result` and `set_exception` of the base class, with the value still pickled."""
         own = self.__dict__
         condition = self._condition
         with condition:
             if self._state not in (PENDING, RUNNING):
                 return
+            is_result = own["_raw"][0] == OK
             waiters = list(own.get("_waiters", ()))
-            if any(getattr(waiter, "stop_on_exception", False) for waiter in waiters):
-                is_result = self._outlook()
-            else:
-                is_result = own["_raw"][0] == OK
+            if is_result and any(getattr(waiter, "stop_on_exception", False) for waiter in waiters):
+                # One waits for the first exception: whether this is one shows when it is unpickled.
+                if not may_unpickle:
+                    self._crew.group.put_callback(partial(self._complete, True))  # type: ignore[union-attr]
+                    return
+                is_result = self._exception is None
             self._state = FINISHED
             for waiter in waiters:
                 if is_result:
@@ -141,12 +143,6 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
             condition.notify_all()
         self._release_locks()
         self._invoke_callbacks()
-
-    def _outlook(self) -> bool:
-        """Whether there is a value. Unpickles it, unless this is the runtime's thread, where it is a failure anyway."""
-        if self.__dict__["_raw"][0] != OK:
-            return False
-        return self._exception is None
 
     def _cancelled_by_runtime(self) -> None:
         _base.Future.cancel(self)
@@ -273,9 +269,10 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         self._release_locks()
 
     def __repr__(self) -> str:
+        """As the base class; "running" once a worker has started the call."""
         if self._state == PENDING and self.running():
-            return f"<{type(self).__name__} at {id(self):#x} state=running>"
-        return super().__repr__()
+            return f"<Future at {id(self):#x} state=running>"
+        return super().__repr__().replace(type(self).__name__, "Future", 1)
 
     def __await__(self) -> Generator[Any, None, Any]:
         from scaleout.futures.aio import wrap

@@ -32,6 +32,8 @@ class MapCall:
         self._wanted = 0
         self._lock: Any = None  # the consumer's, while it waits for `_wanted`
         self._record: Any = None
+        self._delivered = 0
+        self.keeps: Any = None
         self._pickling_error: Exception | SystemExit | None = None
         group = self._group = crew.group
         try:
@@ -59,6 +61,7 @@ class MapCall:
                 self._submitted += 1
                 del value
         except KeyboardInterrupt:
+            self._items = None
             self._group.drop(self)
             raise
         finally:
@@ -66,6 +69,7 @@ class MapCall:
                 self._items = None
                 if self._pickling_error is None:
                     self._batch.end()
+                self._release_if_over()
 
     def _tasks(self, items: Iterator[Any]) -> Iterator[Any]:
         if self._chunksize == 1:
@@ -77,8 +81,13 @@ class MapCall:
     # -- the runtime's side ----------------------------------------------------------------------
 
     def deliver(self, index: int, status: int, payload: Any) -> None:
-        self._crew.delivered(status)
+        crew = self._crew
+        if status or crew.size < crew.max_workers:
+            crew.delivered(status)
         self._outcomes[index] = (status, payload)
+        self._delivered += 1
+        if self._items is None:
+            self._release_if_over()
         if index == self._wanted:
             lock, self._lock = self._lock, None
             if lock is not None:
@@ -98,9 +107,10 @@ class MapCall:
                 else:
                     yield self._take(deadline)
         finally:
+            self._items = None
             if self._wanted < self._submitted:
                 self._group.drop(self, interrupt=False)
-            self._release()
+            self._release_if_over()
 
     def _take(self, deadline: float | None) -> Any:
         """The next result; nothing here refers to it afterwards."""
@@ -108,8 +118,10 @@ class MapCall:
         if index not in self._outcomes:
             self._wait(index, deadline)
         status, payload = self._outcomes.pop(index)
-        self.submit(1)  # with a buffersize: one is taken, so one more may be ahead
         self._wanted = index + 1
+        if self._items is not None:  # there is a buffersize: one is taken, so one more may be ahead
+            self._crew.check()
+            self.submit(1)
         success, value = outcome(status, payload)
         if success:
             return value
@@ -131,7 +143,9 @@ class MapCall:
         finally:
             self._lock = None
 
-    def _release(self) -> None:
-        record, self._record = self._record, None
-        if record is not None:
-            self._group.finished(record)
+    def _release_if_over(self) -> None:
+        """Either thread: when the last task has ended, nobody needs the callable any more."""
+        if self._delivered >= self._submitted:
+            record = self.__dict__.pop("_record", None)
+            if record is not None:
+                self._group.finished(record)

@@ -16,6 +16,7 @@ from _thread import allocate_lock
 from collections import deque
 
 from scaleout._runtime.session import DROPPED, OK, Failure, outcome
+from scaleout.errors import ForeignSessionError
 from scaleout.multiprocessing.failures import exception_of
 
 TYPE_CHECKING = False
@@ -82,6 +83,8 @@ class ApplyResult:
             if self._settled is None:
                 try:
                     self._settled = self._decode(self._raw)
+                except ForeignSessionError:
+                    raise
                 except BaseException:  # Ctrl-C while it was unpickled, of which half may be used up
                     self._settled = False, exception_of(Failure(DROPPED))
                     raise

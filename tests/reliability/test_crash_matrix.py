@@ -29,7 +29,8 @@ CHUNK_OF_POISON = {2, 3}
 
 DEATHS = {"_exit": EXIT_CODE, "kill": -signal.SIGKILL, "stop": -signal.SIGKILL}
 KINDS = ["raise", "exit", *DEATHS]
-CALLS = ["apply", "map", "imap", "imap_unordered", "starmap_async"]
+CALLS = ["apply", "apply_in_turn", "map", "imap", "imap_unordered", "starmap_async"]
+APPLIES = {"apply", "apply_in_turn"}  # errors of single calls name no item
 IS_CHUNKED = {"map", "starmap_async"}
 
 RAISED: dict[tuple[str, str], type[BaseException]] = {
@@ -66,6 +67,9 @@ def run_call(pool: Any, call: str, function: Callable[[Item], Any], items: list[
         results = [pool.apply_async(function, (item,)) for item in items]
         for result in results:
             take(outcome, result.get)
+    elif call == "apply_in_turn":  # a thread that calls in turn talks to idle workers itself
+        for item in items:
+            take(outcome, lambda item=item: pool.apply(function, (item,)))
     elif call == "map":
         take(outcome, lambda: pool.map(function, items, chunksize=CHUNK))
     elif call == "starmap_async":
@@ -168,7 +172,7 @@ def check_error(error: BaseException, phase: str, kind: str, call: str) -> None:
         assert type(error) is WorkerDiedError
         assert error.exitcode == DEATHS[kind]
         assert error.attempts == 2
-        if call == "apply":
+        if call in APPLIES:
             assert error.item_index is None
         elif phase != "callable":
             if call not in IS_CHUNKED or phase == "run":
@@ -188,7 +192,7 @@ def check_error(error: BaseException, phase: str, kind: str, call: str) -> None:
         if call in IS_CHUNKED:
             assert error.item_index in CHUNK_OF_POISON
         else:
-            assert error.item_index == (None if call == "apply" else POISON)
+            assert error.item_index == (None if call in APPLIES else POISON)
     elif phase in ("argument", "callable", "unpickle"):
         assert type(error.__cause__) is (ValueError if kind == "raise" else SystemExit)
 
@@ -244,7 +248,7 @@ def test_by_default_an_item_is_started_four_times(call: str, tmp_path: Path, log
     (error,) = outcome.errors
     assert type(error) is WorkerDiedError
     assert error.attempts == 4
-    assert error.item_index == (None if call == "apply" else POISON)
+    assert error.item_index == (None if call in APPLIES else POISON)
     assert Counter(notes(log))[str(POISON)] == 4
 
 

@@ -15,7 +15,7 @@ import pytest
 from faults import DEADLINE_S, state_of, wait_until
 from programs import Program, running
 
-from scaleout.errors import CallInterruptedError
+from scaleout.errors import CallInterruptedError, ResultUnpicklingError
 from scaleout.multiprocessing import Pool
 
 WAITS = """
@@ -215,6 +215,7 @@ NEIGHBOURS = """
         while not stop.is_set():
             others.append(pool.map_async(quick, range(20), chunksize=1))
             others[-1].wait(60)
+            os.write(1, b"map\\n")
 
     thread = threading.Thread(target=submit)
     thread.start()
@@ -226,7 +227,6 @@ NEIGHBOURS = """
             pass
     stop.set()
     thread.join()
-    assert len(others) > 10
     for other in others:
         assert other.get(60) == list(range(20))
     pool.close()
@@ -240,6 +240,7 @@ def test_ctrl_c_hits_the_interrupted_call_only(tmp_path: Path) -> None:
     with running(NEIGHBOURS, tmp_path) as program:
         for round_number in range(10):
             program.wait_for("busy", round_number + 1)
+            program.wait_for("map", program.stdout.count("map") + 2)
             program.interrupt(whole_group=False)
         assert program.finish() == 0, program.stderr
         assert (program.stdout.count("done"), program.stderr) == (1, "")
@@ -252,14 +253,20 @@ class Alarm(Exception):
     """As the signal handlers of other libraries raise."""
 
 
-BEFORE_WITH = dis.opmap.get("BEFORE_WITH", -1)
+LOOKS_FOR_SIGNALS = {
+    dis.opmap[name]
+    for name in ("RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "CALL", "CALL_KW", "CALL_FUNCTION", "CALL_FUNCTION_EX")
+    + ("CALL_FUNCTION_KW", "CALL_METHOD", "SEND", "FOR_ITER")
+    if name in dis.opmap
+}
 
 
 class Injector:
-    """Raises in the `position`th opcode that the main thread executes in a frame of ours.
+    """Raises at the `position`th opcode of the main thread, in frames of ours, at which a signal handler could.
 
-    The one after a `with` has been entered is left out: no signal handler runs there (the interpreter looks for signals
-    at calls, jumps and function starts only), and no `with lock:` would survive it.
+    Those are the ones after an opcode that looks for signals: calls, backward jumps, function starts. Nowhere else does
+    the interpreter run a handler, above all not between the entry of a `with` and its first opcode, nor at its exit before
+    `__exit__` is called; no `with lock:` would survive that.
     """
 
     def __init__(self, position: int, kind: type[BaseException]) -> None:
@@ -269,18 +276,22 @@ class Injector:
         self.where = ""
         self._codes: dict[CodeType, bytes] = {}
 
-    def _is_after_with(self, frame: FrameType) -> bool:
+        self._last: dict[FrameType, int] = {}
+
+    def _may_be_interrupted(self, frame: FrameType) -> bool:
         code = self._codes.get(frame.f_code)
         if code is None:
             code = self._codes[frame.f_code] = frame.f_code.co_code
-        return frame.f_lasti >= 2 and code[frame.f_lasti - 2] == BEFORE_WITH
+        last = self._last.get(frame, -1)
+        self._last[frame] = code[frame.f_lasti]
+        return last in LOOKS_FOR_SIGNALS
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         if "/scaleout/" not in frame.f_code.co_filename:
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        if event == "opcode" and not self._is_after_with(frame):
+        if event == "opcode" and self._may_be_interrupted(frame):
             self.count += 1
             if self.count == self.left:
                 self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
@@ -294,6 +305,7 @@ class Injector:
             return operation()
         finally:
             sys.settrace(before)
+            self._last.clear()
 
 
 def count_opcodes(operation: Callable[[], Any]) -> int:
@@ -318,6 +330,9 @@ def walk(
             injector.run(lambda subject=subject: operate(subject))
         except kind:
             raised += 1
+        except ResultUnpicklingError as error:  # nobody can tell it from one that the unpickling itself raised
+            assert type(error.__cause__) is kind
+            raised += 1
         check(subject, injector.where)
     print(f"{raised} of {total} positions, stride {stride}")
     return raised
@@ -339,17 +354,34 @@ class TestEveryOpcode:
     def test_submit(self, kind: type[BaseException]) -> None:
         with Pool(2) as pool:
             check_usable(pool, "")
-            assert walk(lambda: pool, lambda pool: pool.apply_async(abs, (-1,)), check_usable, 1, kind) > 100
+            assert walk(lambda: pool, lambda pool: pool.apply_async(abs, (-1,)), check_usable, 1, kind) > 5
+
+    def test_apply(self, kind: type[BaseException]) -> None:
+        """In turn: from the third on the calling thread talks to the worker itself."""
+        with Pool(2) as pool:
+
+            def prepare() -> Any:
+                for _ in range(4):
+                    assert pool.apply(abs, (-1,)) == 1
+                return pool
+
+            def check(pool: Any, where: str) -> None:
+                for _ in range(3):
+                    result = pool.apply(abs, (-2,))
+                    assert result == 2, (result, where)
+                check_usable(pool, where)
+
+            assert walk(prepare, lambda pool: pool.apply(abs, (-1,)), check, 1, kind) > 5
 
     def test_submit_of_a_map(self, kind: type[BaseException]) -> None:
         with Pool(2) as pool:
             check_usable(pool, "")
-            assert walk(lambda: pool, lambda pool: pool.map_async(abs, [-1, 2]), check_usable, 2, kind) > 100
+            assert walk(lambda: pool, lambda pool: pool.map_async(abs, [-1, 2]), check_usable, 1, kind) > 5
 
     def test_submit_of_an_imap(self, kind: type[BaseException]) -> None:
         with Pool(2) as pool:
             check_usable(pool, "")
-            assert walk(lambda: pool, lambda pool: pool.imap(abs, iter([-1, 2])), check_usable, 3, kind) > 50
+            assert walk(lambda: pool, lambda pool: pool.imap(abs, iter([-1, 2])), check_usable, 1, kind) > 5
 
     def test_submit_of_a_large_argument(self, kind: type[BaseException]) -> None:
         """Nor is a range of the store held for ever."""
@@ -360,7 +392,7 @@ class TestEveryOpcode:
 
         with Pool(2) as pool:
             check_usable(pool, "")
-            walk(lambda: pool, lambda pool: pool.apply_async(len, (large,)), check, 5, kind)
+            walk(lambda: pool, lambda pool: pool.apply_async(len, (large,)), check, 1, kind)
 
     def test_get(self, kind: type[BaseException]) -> None:
         with Pool(2) as pool:
@@ -370,7 +402,7 @@ class TestEveryOpcode:
                 assert result.ready(), where
                 try:
                     assert result.get() == 1
-                except CallInterruptedError:
+                except (CallInterruptedError, ResultUnpicklingError):
                     pass
                 check_usable(pool, where)
 
@@ -380,7 +412,7 @@ class TestEveryOpcode:
             def operate(result: Any) -> Any:
                 return result.get(DEADLINE_S)
 
-            assert walk(prepare, operate, check, 1, kind) > 20
+            assert walk(prepare, operate, check, 1, kind) > 5
 
     def test_get_of_a_map(self, kind: type[BaseException]) -> None:
         with Pool(2) as pool:
@@ -390,7 +422,7 @@ class TestEveryOpcode:
                 assert result.ready(), where
                 try:
                     assert result.get() == [1, 2, 3]
-                except CallInterruptedError:
+                except (CallInterruptedError, ResultUnpicklingError):
                     pass
                 check_usable(pool, where)
 
@@ -400,7 +432,7 @@ class TestEveryOpcode:
             def operate(result: Any) -> Any:
                 return result.get(DEADLINE_S)
 
-            assert walk(prepare, operate, check, 2, kind) > 20
+            assert walk(prepare, operate, check, 1, kind) > 5
 
     def test_next(self, kind: type[BaseException]) -> None:
         with Pool(2) as pool:
@@ -412,7 +444,7 @@ class TestEveryOpcode:
                         values.append(results.next(DEADLINE_S))
                     except StopIteration:
                         break
-                    except CallInterruptedError:
+                    except (CallInterruptedError, ResultUnpicklingError):
                         values.append(None)
                 else:
                     raise AssertionError(f"no end after an exception at {where}")
@@ -423,14 +455,14 @@ class TestEveryOpcode:
             def operate(results: Any) -> Any:
                 return results.next(DEADLINE_S)
 
-            assert walk(lambda: pool.imap(abs, [-1, -2, -3]), operate, check, 1, kind) > 20
+            assert walk(lambda: pool.imap(abs, [-1, -2, -3]), operate, check, 1, kind) > 5
 
     def test_close(self, kind: type[BaseException]) -> None:
         def check(pool: Any, where: str) -> None:
             pool.close()
             pool.join()
 
-        assert walk(lambda: Pool(1), lambda pool: pool.close(), check, 1, kind) > 10
+        assert walk(lambda: Pool(1), lambda pool: pool.close(), check, 1, kind) > 3
 
     def test_join(self, kind: type[BaseException]) -> None:
         def prepare() -> Any:
@@ -438,29 +470,16 @@ class TestEveryOpcode:
             pool.close()
             return pool
 
-        assert walk(prepare, lambda pool: pool.join(), lambda pool, where: pool.join(), 1, kind) > 10
+        assert walk(prepare, lambda pool: pool.join(), lambda pool, where: pool.join(), 1, kind) > 5
 
     def test_terminate(self, kind: type[BaseException]) -> None:
         def check(pool: Any, where: str) -> None:
             pool.terminate()
             pool.join()
 
-        assert walk(lambda: Pool(1), lambda pool: pool.terminate(), check, 1, kind) > 10
+        assert walk(lambda: Pool(1), lambda pool: pool.terminate(), check, 1, kind) > 5
 
     @pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
     def test_terminate_is_not_called_again(self, kind: type[BaseException]) -> None:
         """The pool is dropped, which ends it."""
-        assert walk(lambda: Pool(1), lambda pool: pool.terminate(), lambda pool, where: None, 7, kind) > 5
-
-    def test_opening(self, kind: type[BaseException]) -> None:
-        def check(_: Any, where: str) -> None:
-            with Pool(1) as pool:
-                check_usable(pool, where)
-
-        made: list[Any] = []
-
-        def operate(_: Any) -> None:
-            made.append(Pool(1))
-            made.pop().terminate()
-
-        walk(lambda: None, operate, check, 40, kind)
+        assert walk(lambda: Pool(1), lambda pool: pool.terminate(), lambda pool, where: None, 1, kind) > 5

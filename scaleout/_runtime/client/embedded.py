@@ -220,7 +220,7 @@ class GroupHandle:
         self._group = group
         self._greeting = greeting
         self._encode = session.encoder.encode
-        self._post = owner.reactor.post
+        self._post = self.start = owner.reactor.post
         self._pid = session.pid
         self.put_callback = owner.callbacks.put
 
@@ -243,17 +243,14 @@ class GroupHandle:
         profile: Profile | None = None,
         share: Callable[[memoryview], Any] | None = None,
         limited: Limits | None = None,
-    ) -> Task | None:
-        """Pickle `value` here and now, and queue the call; what goes wrong in pickling reaches the sink.
-
-        Returns what `cancel` and `is_running` take.
-        """
+    ) -> None:
+        """Pickle `value` here and now, and queue the call; what goes wrong in pickling reaches the sink."""
         try:
             encoded = self._encode(value)
         except Exception as error:
             self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
-            return None
-        return self._submit_encoded(record, how, encoded, sink, index, profile, share, limited)
+            return
+        self._submit_encoded(record, how, encoded, sink, index, profile, share, limited)
 
     def _submit_encoded(
         self,
@@ -265,25 +262,40 @@ class GroupHandle:
         profile: Any,
         share: Any,
         limited: Limits | None = None,
-    ) -> Task | None:
+    ) -> None:
         try:
-            stored = None
-            if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
-                payload, stored = self._owner.store(encoded, share)
-                how |= frames.STORED
-            else:
-                chunks = encoded.chunks
-                payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            task = self._task_of(record, how, encoded, sink, index, profile, share)
         except Exception as error:
             self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
-            return None
-        task = Task(self._group, record, how, payload, encoded.needs, stored, sink, index, profile or record.profile)
+            return
         if limited is None:
             self._post(task)
         else:
-            timeout_s, task.max_retries = limited
-            self._owner.submit_limited(task, timeout_s)
-        return task
+            self.start_limited(task, limited)
+
+    def _task_of(
+        self, record: CallableRecord, how: int, encoded: Encoded, sink: Any, index: int, profile: Any, share: Any
+    ) -> Task:
+        stored = None
+        if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
+            payload, stored = self._owner.store(encoded, share)
+            how |= frames.STORED
+        else:
+            chunks = encoded.chunks
+            payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return Task(self._group, record, how, payload, encoded.needs, stored, sink, index, profile or record.profile)
+
+    def task_of(self, record: CallableRecord, how: int, value: Any, sink: Any) -> Task:
+        """A call that is not queued yet, for those who want to cancel it: queue it with `start` or `start_limited`.
+
+        Raises what pickling raises.
+        """
+        return self._task_of(record, how, self._encode(value), sink, 0, None, None)
+
+    def start_limited(self, task: Task, limited: Limits) -> None:
+        """Queue a call with limits of its own."""
+        timeout_s, task.max_retries = limited
+        self._owner.submit_limited(task, timeout_s)
 
     def cancel(self, task: Task) -> bool:
         """True if no worker has started the task, and none will: its sink has been told CANCELLED."""

@@ -102,6 +102,15 @@ class InlineGroup:
         else:
             sink.deliver(index, frames.OK, Direct(result))
 
+    def task_of(self, record: InlineCallable, how: int, value: Any, sink: Any) -> tuple[Any, ...]:
+        return record, how, value, sink, 0
+
+    def start(self, task: tuple[Any, ...]) -> None:
+        self.submit(*task)
+
+    def start_limited(self, task: tuple[Any, ...], limited: Any) -> None:
+        self.submit(*task)
+
     def call_now(self, record: InlineCallable, how: int, value: Any, make_sink: Callable[[], Any]) -> Any:
         sink = make_sink()
         self.submit(record, how, value, sink, 0)

@@ -49,7 +49,7 @@ def outcome(status: int, payload: Any) -> tuple[bool, Any]:
                 return True, pickle.loads(payload)
             return True, payload.value if type(payload) is Direct else payload.load()
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, (KeyboardInterrupt, ForeignSessionError)):
                 raise
             return False, Failure(frames.RESULT_NOT_UNPICKLED, error)
     if isinstance(payload, BaseException):

@@ -29,6 +29,7 @@ Rejected: a global queue that workers pull from (a round trip per task), and sta
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.core import tasks as lifecycle
@@ -119,6 +120,7 @@ class Group:
         self.is_broken = False
         self.is_closing = False
         self.is_held = False  # what is taken back is not to be sent again: it is being cancelled
+        self.spared: frozenset[Task] = frozenset()  # but not these
         self.effects: list[tuple[Any, ...]] = []
         self.story: deque[tuple[object, ...]] = deque(maxlen=64)
 
@@ -247,12 +249,18 @@ class Group:
     def cancel_all_asked(self, claimed_of: Callable[[Lane], int]) -> tuple[list[Task], bool]:
         """Nobody wants what has not been started, and no more will be submitted: (what is gone, whether that is all).
 
-        If it is not all, nothing is sent until this is asked again, when the revocations have settled.
+        What a worker is about to take, because it idles or starts, counts as started. If it is not all, nothing is sent
+        until this is asked again, when the revocations have settled.
         """
-        gone = [*self.ready, *self.away]
+        if not self.is_held:
+            idle = sum(1 for lane in self.lanes if lane.state in SERVING and not lane.inflight) + self.asked
+            self.spared = frozenset(islice(self.ready, idle))
+        gone = [task for task in (*self.ready, *self.away) if task not in self.spared]
+        spared = [task for task in self.ready if task in self.spared]
         self.ready.clear()
+        self.ready.extend(spared)
         self.away.clear()
-        self.suspects = 0
+        self.suspects = sum(task.state == SUSPECT for task in spared)
         for task in gone:
             task.state = lifecycle.ON_DROP[task.state]
         self.is_held = False
@@ -263,6 +271,8 @@ class Group:
                     self.is_held = True
                     if not lane.revoked_from or first < lane.revoked_from:
                         self._revoke(lane, first)
+        if not self.is_held:
+            self.spared = frozenset()
         return gone, not self.is_held
 
     def expired(self, task: Task) -> None:

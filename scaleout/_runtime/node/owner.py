@@ -835,6 +835,7 @@ class Owner:
     def _resize(self, group: WorkerGroup, size: int) -> None:
         if not group.is_terminating and not group.core.is_broken:
             group.core.resized(size)
+            self._carry_out(group)
 
     def _terminate_group(self, group: WorkerGroup) -> None:
         if group.has_ended.is_set() or group.is_terminating:
@@ -990,6 +991,7 @@ class Owner:
 
     def _settle_result(self, result_id: int, unopened: list[tuple[int, ...]]) -> None:
         peer, extents = self._unread.pop(result_id)
+        self._arm_trim()
         if peer.has_exited.is_set():
             self._writer_died({extent[0] for extent in extents})
         elif unopened:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import marshal
 
+from scaleout.errors import ForeignSessionError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -32,6 +34,8 @@ class StoredResult:
 
     def load(self) -> Any:
         """The value; its large parts are views of the segment, which is pinned as long as they live."""
+        if self._exchange.is_forgotten:
+            raise ForeignSessionError("this result was not looked at before the fork; only the parent process can")
         body, self._body = self._body, None
         assert body is not None
         try:

@@ -85,7 +85,7 @@ class Worker:
         exchange = self._exchange
         if exchange is not None:
             self.report_released()
-            if exchange.has_warm_pages and not _is_readable(self.link.sock, limits.WARM_SECONDS):
+            if exchange.is_used and not _is_readable(self.link.sock, limits.WARM_SECONDS):
                 exchange.trim()
         if self.has_exit:
             raise LinkClosed

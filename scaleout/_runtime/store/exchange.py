@@ -11,6 +11,7 @@ import pickle
 import time
 
 from scaleout._runtime.base import limits
+from scaleout._runtime.store import segment
 from scaleout._runtime.store.reader import SegmentReader
 from scaleout._runtime.store.writer import SegmentWriter
 
@@ -45,6 +46,8 @@ class Exchange:
         self.add = self._reader.add
         self.drain_released = self._reader.drain_released
         self._used_at = 0.0
+        self.is_forgotten = False
+        self.is_used = False  # something went through since the last trim
 
     # -- out -------------------------------------------------------------------------------------
 
@@ -97,29 +100,31 @@ class Exchange:
 
     def free(self, extents: Iterable[Extent]) -> None:
         """Nobody reads these ranges of ours any more."""
-        self._used_at = time.monotonic()
+        self._note_use()
         for extent in extents:
             self._writer.free(extent)
         if self._writer.free_warm_bytes > limits.WARM_BYTES:
             self._writer.trim(limits.WARM_BYTES)
 
     @property
-    def has_warm_pages(self) -> bool:
-        return self._writer.free_warm_bytes > 0
-
-    @property
     def used_bytes(self) -> int:
         return self._writer.used_bytes
 
     def trim(self) -> None:
-        """Give all free warm pages back to the system."""
+        """After large values went through: give all free warm pages, and free heap, back to the system."""
+        self.is_used = False
         self._writer.trim(0)
+        segment.trim_heap()
 
     def trim_if_idle(self, idle_s: float) -> bool:
-        """Trim if nothing was freed for that long; True if nothing is left to trim."""
+        """Trim if nothing went through for that long; True if nothing is left to trim."""
         if time.monotonic() - self._used_at >= idle_s * 0.9:
             self.trim()
-        return not self.has_warm_pages
+        return not self.is_used
+
+    def _note_use(self) -> None:
+        self.is_used = True
+        self._used_at = time.monotonic()
 
     # -- in --------------------------------------------------------------------------------------
 
@@ -144,6 +149,7 @@ class Exchange:
     def load(self, body: bytes) -> Any:
         """The value."""
         stream, buffers = self.open(body)
+        self._note_use()
         return pickle.loads(stream, buffers=buffers)
 
     def writer_died(self, segment_id: int, keep: list[Extent]) -> None:
@@ -160,6 +166,7 @@ class Exchange:
 
     def forget(self) -> None:
         """In a forked child: let go without disturbing views that are alive."""
+        self.is_forgotten = True
         self._reader.forget()
 
     def close(self) -> None:

@@ -200,6 +200,13 @@ def punch(fd: int, offset: int, size_bytes: int) -> bool:
     return True
 
 
+def trim_heap() -> None:
+    """Give back what free() keeps: after a large value was unpickled and dropped that may be tens of megabytes."""
+    trim = getattr(_libc(), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
 @functools.cache
 def _libc() -> ctypes.CDLL:
     """The C library, with the types of the calls made here. Its calls release the GIL."""
