@@ -392,7 +392,21 @@ class TestNames:
 
         for name in multiprocessing.__all__:
             assert getattr(mp, name) is not None, name
+        names: dict[str, Any] = {}
+        exec("from scaleout.multiprocessing import *", names)
+        assert set(multiprocessing.__all__) <= set(names)
         assert mp.get_context().Pool is not multiprocessing.get_context("spawn").Pool
+
+    @pytest.mark.parametrize(
+        "name", ["connection", "dummy", "managers", "queues", "shared_memory", "sharedctypes", "synchronize", "util"]
+    )
+    def test_submodules_are_the_standard_librarys(self, name: str) -> None:
+        import importlib
+
+        assert importlib.import_module(f"scaleout.multiprocessing.{name}") is importlib.import_module(
+            f"multiprocessing.{name}"
+        )
+        assert getattr(mp, name) is importlib.import_module(f"multiprocessing.{name}")
 
     def test_what_is_wrong_with_the_arguments(self) -> None:
         with pytest.raises(ValueError, match="at least 1"):

@@ -261,11 +261,7 @@ def map_calls(
     crew.check()
     if crew.size < crew.max_workers:
         crew.need_worker()
-    call = MapCall(crew, fn, zip(*iterables), chunksize, limited, shares=buffersize is None)
-    if buffersize is not None:
-        call.keeps = executor  # it has calls to make yet
-    call.submit(buffersize)
-    return call.results(deadline, is_chunked=chunksize > 1)
+    return MapCall(executor, fn, zip(*iterables), chunksize, buffersize, limited).results(deadline)
 
 
 def _check_max_retries(max_retries: int | None) -> None:

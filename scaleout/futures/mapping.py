@@ -18,134 +18,169 @@ if TYPE_CHECKING:
     from scaleout.futures.crew import Crew
 
 
-class MapCall:
+class MapResults:
     """The sink of the tasks of one `map`. There is one consumer, as a generator cannot be run by two threads at once."""
 
-    def __init__(
-        self, crew: Crew, fn: Callable[..., Any], items: Iterator[Any], chunksize: int, limited: Any, shares: bool
-    ) -> None:
+    def __init__(self, crew: Crew) -> None:
         self._crew = crew
-        self._items: Iterator[Any] | None = items
-        self._chunksize = chunksize
-        self._submitted = 0
         self._outcomes: dict[int, tuple[int, Any]] = {}
+        self._delivered = 0
         self._wanted = 0
         self._lock: Any = None  # the consumer's, while it waits for `_wanted`
         self._record: Any = None
-        self._delivered = 0
-        self.keeps: Any = None
-        self._pickling_error: Exception | SystemExit | None = None
-        group = self._group = crew.group
-        try:
-            self._record = group.prepare(fn)
-        except (Exception, SystemExit) as error:  # each of its calls ends with it
-            self._pickling_error = error
-            return
-        how = CALL_ARGS if chunksize == 1 else STARMAP_ITEMS
-        profile = None if chunksize == 1 else Profile()
-        self._batch = group.batch(self._record, how, self, profile, shares=shares, limited=limited)
-
-    def submit(self, count: int | None) -> None:
-        """Submit so many tasks more, or all there are. What the iterables raise, they raise here."""
-        if self._items is None:
-            return
-        crew = self._crew
-        try:
-            for value in islice(self._tasks(self._items), count):
-                if crew.size < crew.max_workers and self._submitted:
-                    crew.need_worker()
-                if self._pickling_error is not None:
-                    self._group.fail(self, self._submitted, self._pickling_error)
-                else:
-                    self._batch.submit(self._submitted, value)
-                self._submitted += 1
-                del value
-        except KeyboardInterrupt:
-            self._items = None
-            self._group.drop(self)
-            raise
-        finally:
-            if count is None:
-                self._items = None
-                if self._pickling_error is None:
-                    self._batch.end()
-                self._release_if_over()
-
-    def _tasks(self, items: Iterator[Any]) -> Iterator[Any]:
-        if self._chunksize == 1:
-            yield from items
-            return
-        while chunk := tuple(islice(items, self._chunksize)):
-            yield chunk
-
-    # -- the runtime's side ----------------------------------------------------------------------
+        self._submitted: int | None = None  # how many there are in all, once that is known
 
     def deliver(self, index: int, status: int, payload: Any) -> None:
+        """On the runtime's thread: a task has ended."""
         crew = self._crew
         if status or crew.size < crew.max_workers:
             crew.delivered(status)
         self._outcomes[index] = (status, payload)
         self._delivered += 1
-        if self._items is None:
-            self._release_if_over()
+        if self._delivered == self._submitted:
+            self._release()
         if index == self._wanted:
             lock, self._lock = self._lock, None
             if lock is not None:
                 lock.release()
 
-    # -- the consumer's side ---------------------------------------------------------------------
+    def uses(self, record: Any) -> None:
+        """The callable, which is released when the last task has ended."""
+        self._record = record
 
-    def results(self, deadline: float | None, is_chunked: bool) -> Iterator[Any]:
-        """The results in order; what is left is cancelled when the iterator ends early."""
+    def all_submitted(self, count: int) -> None:
+        self._submitted = count
+        if self._delivered == count:
+            self._release()
+
+    def _release(self) -> None:
+        record = self.__dict__.pop("_record", None)  # atomic: both threads may come here
+        if record is not None:
+            self._crew.group.finished(record)
+
+    def take(self, index: int, deadline: float | None) -> tuple[int, Any]:
+        """What became of a task, when it is there; nothing here refers to it afterwards."""
+        outcomes = self._outcomes
+        if index not in outcomes:
+            self._wait(index, deadline)
+        return outcomes.pop(index)
+
+    def _wait(self, index: int, deadline: float | None) -> None:
+        outcomes, group = self._outcomes, self._crew.group
+        group.check_process()
+        lock = allocate_lock()
+        lock.acquire()
+        self._wanted = index
+        self._lock = lock
         try:
-            while self._wanted < self._submitted:
-                if is_chunked:
-                    values = self._take(deadline)
+            if index not in outcomes:
+                left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+                if not lock.acquire(True, left) and index not in outcomes:
+                    raise _base.TimeoutError
+        except KeyboardInterrupt:
+            group.drop(self)
+            raise
+        finally:
+            self._lock = None
+
+
+class MapCall:
+    """The submitting side. `executor` is kept as long as there are calls to make yet, which is with a buffersize."""
+
+    def __init__(
+        self,
+        executor: Any,
+        fn: Callable[..., Any],
+        items: Iterator[Any],
+        chunksize: int,
+        buffersize: int | None,
+        limited: Any,
+    ) -> None:
+        crew = self._crew = executor._crew
+        self._executor = executor if buffersize is not None else None
+        self._items: Iterator[Any] = items
+        self._chunksize = chunksize
+        self._count = 0
+        self._is_over = False
+        self._results = MapResults(crew)
+        self._batch: Any = None
+        self._pickling_error: Exception | SystemExit | None = None
+        group = self._group = crew.group
+        try:
+            record = group.prepare(fn)
+        except (Exception, SystemExit) as error:  # each of its calls ends with it
+            self._pickling_error = error
+        else:
+            self._results.uses(record)
+            how = CALL_ARGS if chunksize == 1 else STARMAP_ITEMS
+            profile = None if chunksize == 1 else Profile()
+            shares = buffersize is None
+            self._batch = group.batch(record, how, self._results, profile, shares=shares, limited=limited)
+        self.submit(buffersize)
+
+    def submit(self, count: int | None) -> None:
+        """Submit so many tasks more, or all there are. What the iterables raise, they raise here."""
+        crew, batch = self._crew, self._batch
+        wanted = None if count is None else self._count + count
+        try:
+            for value in islice(self._values(), count):
+                if crew.size < crew.max_workers and self._count:
+                    crew.need_worker()
+                if batch is None:
+                    self._group.fail(self._results, self._count, self._pickling_error)
+                else:
+                    batch.submit(self._count, value)
+                self._count += 1
+                del value
+            if wanted is None or self._count < wanted:
+                self._end()
+        except BaseException as error:
+            self._end()
+            if isinstance(error, KeyboardInterrupt):
+                self._group.drop(self._results)
+            raise
+
+    def _values(self) -> Iterator[Any]:
+        if self._chunksize == 1:
+            yield from self._items
+            return
+        while chunk := tuple(islice(self._items, self._chunksize)):
+            yield chunk
+
+    def _end(self) -> None:
+        """No more will be submitted."""
+        if not self._is_over:
+            self._is_over = True
+            self._items = iter(())
+            self._executor = None
+            if self._batch is not None:
+                self._batch.end()
+            self._results.all_submitted(self._count)
+
+    def results(self, deadline: float | None) -> Iterator[Any]:
+        """The results in order; what is left is cancelled when the iterator ends early."""
+        index = 0
+        try:
+            while index < self._count:
+                if self._chunksize == 1:
+                    yield self._take(index, deadline)
+                else:
+                    values = self._take(index, deadline)
                     values.reverse()
                     while values:
                         yield values.pop()
-                else:
-                    yield self._take(deadline)
+                index += 1
         finally:
-            self._items = None
-            if self._wanted < self._submitted:
-                self._group.drop(self, interrupt=False)
-            self._release_if_over()
+            self._end()
+            if index < self._count:
+                self._group.drop(self._results, interrupt=False)
 
-    def _take(self, deadline: float | None) -> Any:
-        """The next result; nothing here refers to it afterwards."""
-        index = self._wanted
-        if index not in self._outcomes:
-            self._wait(index, deadline)
-        status, payload = self._outcomes.pop(index)
-        self._wanted = index + 1
-        if self._items is not None:  # there is a buffersize: one is taken, so one more may be ahead
+    def _take(self, index: int, deadline: float | None) -> Any:
+        status, payload = self._results.take(index, deadline)
+        if not self._is_over:  # there is a buffersize: one is taken, so one more may be ahead
             self._crew.check()
             self.submit(1)
         success, value = outcome(status, payload)
         if success:
             return value
         raise exception_of(value, index * self._chunksize if self._chunksize > 1 else None)
-
-    def _wait(self, index: int, deadline: float | None) -> None:
-        self._group.check_process()
-        lock = allocate_lock()
-        lock.acquire()
-        self._lock = lock
-        try:
-            if index not in self._outcomes:
-                left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-                if not lock.acquire(True, left) and index not in self._outcomes:
-                    raise _base.TimeoutError
-        except KeyboardInterrupt:
-            self._group.drop(self)
-            raise
-        finally:
-            self._lock = None
-
-    def _release_if_over(self) -> None:
-        """Either thread: when the last task has ended, nobody needs the callable any more."""
-        if self._delivered >= self._submitted:
-            record = self.__dict__.pop("_record", None)
-            if record is not None:
-                self._group.finished(record)

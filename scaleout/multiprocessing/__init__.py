@@ -41,6 +41,10 @@ def _context() -> Any:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        import multiprocessing
+
+        return list(multiprocessing.__all__)
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

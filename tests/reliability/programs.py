@@ -31,7 +31,7 @@ class Program:
         path = directory / "program.py"
         path.write_text(textwrap.dedent(script))
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "always::ResourceWarning", "-u", str(path)],
+            [sys.executable, "-W", "always::ResourceWarning", str(path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -41,6 +41,7 @@ class Program:
                 **os.environ,
                 "TMPDIR": str(self.temporary),
                 "PYTHONPATH": os.path.dirname(__file__),
+                "PYTHONUNBUFFERED": "",
                 name: value,
                 **environ,
             },

@@ -6,6 +6,7 @@ import pickle
 
 from scaleout._runtime.node.stored import StoredResult
 from scaleout._runtime.wire import frames
+from scaleout.errors import ForeignSessionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
