@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 
-    from scaleout.futures.executor import ExecutorView, ScaleoutExecutor
-
 AHEAD_PER_WORKER = 16
 """Calls of a `map` that are under way at most, by default: enough to keep workers busy, few enough to keep in memory."""
 
@@ -98,7 +96,7 @@ def _copy(awaited: asyncio.Future[Any], future: Future[Any]) -> None:
 
 
 async def map(
-    executor: ScaleoutExecutor | ExecutorView,
+    executor: Any,
     fn: Callable[..., Any],
     *iterables: Iterable[Any] | AsyncIterable[Any],
     buffersize: int | None = None,

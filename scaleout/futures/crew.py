@@ -9,7 +9,15 @@ from __future__ import annotations
 import os
 import threading
 
-from scaleout._runtime.session import GROUP_BROKEN, OK, RESULT_NOT_PICKLED, TASK_EXITED, TASK_RAISED, default_session
+from scaleout._runtime.session import (
+    GROUP_BROKEN,
+    OK,
+    RESULT_NOT_PICKLED,
+    TASK_EXITED,
+    TASK_RAISED,
+    close_idle,
+    default_session,
+)
 from scaleout.futures.initializer import run_initializer
 
 TYPE_CHECKING = False
@@ -151,6 +159,7 @@ def _finish_all() -> None:
         crew.close(AFTER_EXIT)
     for crew in crews:
         crew.join()
+    close_idle()
 
 
 def _after_fork_in_child() -> None:

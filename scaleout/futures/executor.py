@@ -137,9 +137,9 @@ class ScaleoutExecutor(Executor):
         crew = self._crew
         self.shutdown(wait=False, cancel_futures=True)
         if crew.has_workers:
-            crew.group.terminate()
             if is_kill:
                 crew.group.kill_all()
+            crew.group.terminate()
 
     def __del__(self) -> None:
         crew = getattr(self, "_crew", None)

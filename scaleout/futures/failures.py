@@ -22,7 +22,7 @@ def _with_remote_traceback(error: BaseException, failure: Failure) -> BaseExcept
     from concurrent.futures.process import _RemoteTraceback
 
     if failure.traceback:
-        error.__cause__ = _RemoteTraceback(f'\n"""\n{failure.traceback}"""')
+        error.__cause__ = _RemoteTraceback(f'\n"""\n{failure.traceback}"""')  # type: ignore[arg-type]
     return error
 
 

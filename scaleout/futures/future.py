@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 import time
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from concurrent.futures import _base
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from functools import partial
@@ -163,22 +163,30 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
     # -- the caller's side -----------------------------------------------------------------------
 
     def _unpickle(self) -> None:
+        """Turn what was delivered into a value or an exception, once; another thread waits until that is done."""
         own = self.__dict__
-        if "_raw" not in own and "_unpickling" not in own:
+        raw = own.get("_raw")
+        if raw is None:
             return
-        with own.setdefault("_unpickling", threading.RLock()):
-            raw = own.pop("_raw", None)
-            if raw is None:
-                return
-            try:
-                success, value = outcome(*raw)
-            except BaseException:  # Ctrl-C while it was unpickled, of which half may be used up
-                own["_exception"] = exception_of(Failure(session.DROPPED))
-                raise
+        me = get_ident()
+        by = own.setdefault("_unpickler", me)
+        if by is not me:
+            if by == me:
+                raise RuntimeError("a result was asked for in the midst of being unpickled by the same thread")
+            while "_raw" in own:
+                time.sleep(0.0005)
+            return
+        try:
+            success, value = outcome(*raw)
             if success:
                 own["_result"] = value
             else:
                 own["_exception"] = exception_of(value)
+        except BaseException:  # Ctrl-C while it was unpickled, of which half may be used up
+            own["_exception"] = exception_of(Failure(session.DROPPED))
+            raise
+        finally:
+            own.pop("_raw", None)
 
     def result(self, timeout: float | None = None) -> Any:
         """The value of the call, or its exception raised.
@@ -188,7 +196,7 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         if self._state != FINISHED:
             self._wait(timeout)
         own = self.__dict__
-        if "_raw" in own or "_unpickling" in own:
+        if "_raw" in own:
             self._unpickle()
         error = own.get("_exception")
         if error is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from _thread import allocate_lock
 from concurrent.futures import _base
@@ -74,7 +75,7 @@ class MapResults:
         self._lock = lock
         try:
             if index not in outcomes:
-                left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+                left = -1.0 if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
                 if not lock.acquire(True, left) and index not in outcomes:
                     raise _base.TimeoutError
         except KeyboardInterrupt:

@@ -33,6 +33,7 @@ class Feeder:
         self._end = end
         self._room = threading.Semaphore(limit)
         self.is_stopped = False
+        self._has_begun = threading.Event()
         self.thread = threading.Thread(target=self._run, name="scaleout-feeder", daemon=True)
 
     def taken(self) -> None:
@@ -44,7 +45,18 @@ class Feeder:
         self.is_stopped = True
         self._room.release()
 
+    def give_up(self) -> None:
+        """The thread could not be started."""
+        self._has_begun.set()
+
+    def join(self) -> None:
+        """Any other thread: wait for the end, also if the start is still under way."""
+        self._has_begun.wait()
+        if self.thread.ident is not None:
+            self.thread.join()
+
     def _run(self) -> None:
+        self._has_begun.set()
         count = 0
         error = None
         try:

@@ -315,8 +315,10 @@ class Pool:
             feeder.thread.start()
         except BaseException:  # Ctrl-C, or no thread is to be had
             feeder.stop()
-            if feeder.thread.ident is None and feeder in self._feeders:
-                self._feeders.remove(feeder)
+            if feeder.thread.ident is None:
+                if feeder in self._feeders:
+                    self._feeders.remove(feeder)
+                feeder.give_up()
             raise
 
     # -- state -----------------------------------------------------------------------------------
@@ -368,7 +370,7 @@ class Pool:
             raise ValueError("In unknown state")
         try:
             for feeder in list(self._feeders):
-                feeder.thread.join()
+                feeder.join()
             if self._state == CLOSE:
                 self._group.close()
             self._group.join()

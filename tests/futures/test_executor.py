@@ -62,7 +62,7 @@ def executor() -> Iterator[ScaleoutExecutor]:
         yield executor
 
 
-# -- construction ---------------------------------------------------------------------------------------------------
+# -- construction ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_workers_come_as_they_are_needed() -> None:
         assert all(process.is_alive() and process.pid == pid for pid, process in executor._processes.items())
 
 
-# -- calls ----------------------------------------------------------------------------------------------------------
+# -- calls -----------------------------------------------------------------------------------------
 
 
 def test_submit(executor: ScaleoutExecutor) -> None:
@@ -203,7 +203,7 @@ def test_many_small_calls(executor: ScaleoutExecutor) -> None:
     assert [future.result(DEADLINE_S) for future in futures] == list(range(3000))
 
 
-# -- map --------------------------------------------------------------------------------------------------------------
+# -- map -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunksize", [1, 3, 100])
@@ -268,7 +268,7 @@ def test_the_iterable_s_exception(executor: ScaleoutExecutor) -> None:
 
 
 def test_map_timeout(executor: ScaleoutExecutor, tmp_path: Path) -> None:
-    results = executor.map(wait_for_file, [tmp_path, tmp_path / "later"], timeout=0.2)
+    results = executor.map(wait_for_file, [tmp_path, tmp_path / "later"], timeout=1.5)
     assert next(results) == tmp_path.name
     with pytest.raises(TimeoutError):
         next(results)
@@ -339,7 +339,7 @@ def test_futures_are_released_without_the_collector(executor: ScaleoutExecutor) 
         gc.enable()
 
 
-# -- waiting --------------------------------------------------------------------------------------------------------
+# -- waiting ---------------------------------------------------------------------------------------
 
 
 def test_wait(executor: ScaleoutExecutor, tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_run_in_executor() -> None:
     assert asyncio.run(program()) == [2 * i for i in range(10)]
 
 
-# -- cancelling -----------------------------------------------------------------------------------------------------
+# -- cancelling ------------------------------------------------------------------------------------
 
 
 def test_cancel(tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ def test_a_waiting_thread_learns_of_a_cancellation(tmp_path: Path) -> None:
         running.result(DEADLINE_S)
 
 
-# -- initializer, recycling -----------------------------------------------------------------------------------------
+# -- initializer, recycling ------------------------------------------------------------------------
 
 _initialized: Any = None
 
@@ -577,7 +577,7 @@ def test_max_tasks_per_child() -> None:
     assert len(set(pids)) == 3
 
 
-# -- inline -----------------------------------------------------------------------------------------------------------
+# -- inline ----------------------------------------------------------------------------------------
 
 
 def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,4 +179,4 @@ def test_an_exception_at_every_opcode(kind: type[BaseException]) -> None:
                 raise error.__cause__ or error from None
 
         # Each that strikes in the middle costs a worker, and 0.3 s until it is killed.
-        assert walk(prepare, operate, check, 4, kind) > 20
+        assert walk(prepare, operate, check, 1, kind) > 20

@@ -300,6 +300,7 @@ class Injector:
 
     def run(self, operation: Callable[[], Any]) -> Any:
         before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # 3.12 and later send opcode events only if one frame had asked before
         sys.settrace(self._trace)
         try:
             return operation()

@@ -83,7 +83,12 @@ class EmbeddedSession:
             prefetch_tasks=settings.prefetch,
             initializer_failures=initializer_failures,
         )
-        hello = {"spill_dir": settings.spill_dir, "takes_nameless": takes_nameless}
+        hello = {
+            **identity.owner_info(),
+            "main": main_info(),
+            "spill_dir": settings.spill_dir,
+            "takes_nameless": takes_nameless,
+        }
         with self._lock:
             owner = self._need_owner()
             owner.opening += 1
@@ -119,14 +124,11 @@ class EmbeddedSession:
             if host is not None and not host.is_alive():
                 host.close()
                 host = None
-            owner = Owner(self.settings, self.encoder, self.book, self._hello, host, self._worker_ids)
+            owner = Owner(self.settings, self.encoder, self.book, host, self._worker_ids)
             owner.on_idle = partial(self._owner_idle, owner)
             owner.start()
             self._owner = owner
         return self._owner
-
-    def _hello(self) -> dict[str, Any]:
-        return {**identity.owner_info(), "main": main_info()}
 
     def _owner_idle(self, owner: Owner) -> bool:
         """On the reactor thread: no group is left. True if the owner is to end; the zygote stays, parked."""
@@ -290,7 +292,11 @@ class GroupHandle:
 
         Raises what pickling raises.
         """
-        return self._task_of(record, how, self._encode(value), sink, 0, None, None)
+        encoded = self._encode(value)
+        chunks = encoded.chunks
+        if len(chunks) == 1 and not encoded.buffers and encoded.size_bytes <= limits.INLINE_BYTES:  # nearly always
+            return Task(self._group, record, how, chunks[0], encoded.needs, None, sink, 0, record.profile)  # type: ignore[arg-type]
+        return self._task_of(record, how, encoded, sink, 0, None, None)
 
     def start_limited(self, task: Task, limited: Limits) -> None:
         """Queue a call with limits of its own."""
@@ -429,7 +435,7 @@ class GroupHandle:
         self._owner.terminate_group(self._group)
 
     def kill_all(self) -> None:
-        """After `terminate`: SIGKILL to the workers, without the time that they have to end by SIGTERM."""
+        """SIGKILL to the workers; with `terminate`, without the time that they have to end by SIGTERM."""
         self._post(partial(self._owner._kill_rest, self._group))
 
     def join(self, timeout_s: float | None = None) -> bool:

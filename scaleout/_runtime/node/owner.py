@@ -80,12 +80,10 @@ class Owner:
         settings: Settings,
         encoder: Encoder,
         book: DefinitionBook,
-        hello: Callable[[], dict[str, Any]],
         host: Host | None,
         worker_ids: itertools.count[int],
     ) -> None:
         self.settings = settings
-        self.hello = hello
         self.worker_ids = worker_ids
         self.groups: list[WorkerGroup] = []
         self.peers: dict[int, Peer] = {}
@@ -365,7 +363,7 @@ class Owner:
         host.fork(peer.worker_id, theirs)
 
     def _greet(self, group: WorkerGroup, peer: Peer) -> None:
-        info = {**group.hello, **self.hello(), "page": peer.page[1], "number": peer.number}
+        info = {**group.hello, "page": peer.page[1], "number": peer.number}
         peer.link.queue(frame(frames.HELLO, marshal.dumps(info)), peer.page[0])
         tracker_fd = identity.resource_tracker_fd()
         if tracker_fd >= 0:
@@ -940,10 +938,12 @@ class Owner:
             self.join()
 
     def _drop(self, group: WorkerGroup, unwanted: Callable[[Task], bool], interrupt: bool) -> None:
+        effects = group.core.effects
+        earlier = len(effects)
         for task in group.core.dropped(unwanted):
             self._finish(task, frames.DROPPED, None)
         if not interrupt:
-            group.core.effects = [effect for effect in group.core.effects if effect[0] != "interrupt"]
+            effects[earlier:] = [effect for effect in effects[earlier:] if effect[0] != "interrupt"]
 
     # -- large objects ---------------------------------------------------------------------------
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+LOGGING_DEFAULT_LEVEL = 30
+"""`logging.WARNING`, without the import."""
+
 STACKS_SIGNAL = signal.SIGUSR2
 """A worker that gets it prints the stacks of its threads to stderr."""
 
@@ -90,8 +93,9 @@ def assume(info: dict[str, Any]) -> None:
 
 def resource_tracker_fd() -> int:
     """The fd to this process's resource tracker, -1 while there is none."""
-    module = sys.modules.get("multiprocessing.resource_tracker")
-    fd = module._resource_tracker._fd if module is not None else None
+    # Whatever stands in sys.modules may be half imported, by another thread.
+    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    fd = getattr(tracker, "_fd", None)
     return -1 if fd is None else fd
 
 
@@ -111,19 +115,15 @@ def owner_info() -> dict[str, Any]:
         "parent_identity": tuple(current._identity),
         "authkey": bytes(current.authkey),
     }
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and util._logger is not None:
-        info["log_level"] = util._logger.getEffectiveLevel()
-        info["log_to_stderr"] = bool(util._log_to_stderr)
-    logging = sys.modules.get("logging")
-    if logging is not None:
-        root = logging.getLogger()
-        if root.level != logging.WARNING:
+    # Whatever stands in sys.modules may be half imported, by another thread.
+    logger = getattr(sys.modules.get("multiprocessing.util"), "_logger", None)
+    if logger is not None:
+        info["log_level"] = logger.getEffectiveLevel()
+        info["log_to_stderr"] = bool(sys.modules["multiprocessing.util"]._log_to_stderr)
+    root = getattr(sys.modules.get("logging"), "root", None)
+    if root is not None:
+        writes = any(getattr(handler, "stream", None) in (sys.stderr, sys.__stderr__) for handler in root.handlers)
+        info["root_logs_to_stderr"] = writes
+        if writes or root.level != LOGGING_DEFAULT_LEVEL:
             info["root_log_level"] = root.level
-        info["root_logs_to_stderr"] = any(
-            isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stderr, sys.__stderr__)
-            for handler in root.handlers
-        )
-        if info["root_logs_to_stderr"]:
-            info.setdefault("root_log_level", root.level)
     return info
