@@ -30,7 +30,6 @@ def test_defaults() -> None:
     assert settings.idle_timeout_s == 10.0
     assert settings.max_processes == max(1024, 8 * settings.num_cpus)
     assert settings.prefetch == 64
-    assert settings.log_level == "WARNING"
 
 
 def test_the_environment_of_the_process_is_not_read_behind_the_callers_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +64,6 @@ def test_max_processes_follows_the_number_of_cpus_that_was_set() -> None:
         ("MAX_PROCESSES", "1", 1),
         ("PREFETCH", "1", 1),
         ("PREFETCH", "1024", 1024),
-        ("LOG_LEVEL", "debug", "DEBUG"),
     ],
 )
 def test_accepted(name: str, text: str, value: object) -> None:
@@ -99,7 +97,6 @@ COUNT_GARBAGE = ["-1", "+1", "1.0", "1e3", "1_0", "0x10", "two", "٣", "1 2", "9
         *[("IDLE_TIMEOUT_S", text) for text in ["0", "-1", "nan", "inf", "10s", "1000001"]],
         *[("MAX_PROCESSES", text) for text in ["0", *COUNT_GARBAGE]],
         *[("PREFETCH", text) for text in ["0", "1025", "many"]],
-        *[("LOG_LEVEL", text) for text in ["WARN", "10", "loud"]],
     ],
 )
 def test_refused_naming_variable_value_and_what_is_accepted(name: str, text: str) -> None:
@@ -136,7 +133,7 @@ def test_an_unknown_variable_warns_once_and_names_near_matches(monkeypatch: pyte
 
 def test_an_unknown_variable_like_no_other_is_told_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_module, "_warned_names", set())
-    with pytest.warns(UserWarning, match="known are SCALEOUT_ADDRESS, .*SCALEOUT_LOG_LEVEL"):
+    with pytest.warns(UserWarning, match="known are SCALEOUT_ADDRESS, .*SCALEOUT_PREFETCH"):
         Settings.from_environ({"SCALEOUT_QQQQQQQQQQQQQQQQQQQQ": "1"})
 
 
@@ -164,7 +161,7 @@ def test_keywords_replace_single_values_and_unknown_ones_are_named() -> None:
 
 
 def test_settings_travel_and_show_themselves() -> None:
-    settings = Settings(prefetch=2, log_level="DEBUG")
+    settings = Settings(prefetch=2, max_retries=1)
     copy = pickle.loads(pickle.dumps(settings))
     assert copy == settings
     assert hash(copy) == hash(settings)

@@ -18,6 +18,7 @@ Another engine can be put under the shims by providing this module's names.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 from scaleout._runtime.base import context
@@ -126,6 +127,10 @@ def _open_session() -> EmbeddedSession:
         from scaleout._runtime.client.inline import InlineSession
 
         return InlineSession(settings)  # type: ignore[return-value]  # another class, the same interface
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        raise RuntimeError(
+            "scaleout does not support running without the interpreter lock yet: start Python with -X gil=1 or PYTHON_GIL=1"
+        )
     if context.current is not None and context.current.in_bootstrap:
         raise RuntimeError(BOOTSTRAPPING)
     zygote = host.Host.start()

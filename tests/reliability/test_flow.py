@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -380,7 +381,7 @@ def test_a_reactor_that_fails_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPa
     pool = Pool(2)
     pool.map(abs, range(4), chunksize=1)
     pending = pool.map_async(echo, [b"x"] * 10, chunksize=1)
-    stuck = pool.apply_async(threading.Event().wait) if False else pool.apply_async(__import__("time").sleep, (3600,))
+    stuck = pool.apply_async(time.sleep, (3600,))
 
     def fail() -> None:
         raise ZeroDivisionError

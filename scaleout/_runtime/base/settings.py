@@ -39,7 +39,6 @@ _LARGEST_SIZE_BYTES = 1 << 60
 
 _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BOOLS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 # --- parsers: text -> value, or None where the text is not accepted. No accepted value is None.
@@ -79,11 +78,6 @@ def _seconds(text: str) -> float | None:
 
 def _bool(text: str) -> bool | None:
     return _BOOLS.get(text.lower())
-
-
-def _log_level(text: str) -> str | None:
-    level = text.upper()
-    return level if level in _LOG_LEVELS else None
 
 
 def _writable_directory(text: str) -> str | None:
@@ -251,14 +245,6 @@ VARIABLES = (
         default_text=str(PREFETCH_TASKS),
         reason="Most tasks in flight per worker: 64 short ones cover a round trip, more is only more to take back.",
     ),
-    Variable(
-        "SCALEOUT_LOG_LEVEL",
-        parse=_log_level,
-        accepts="accepted is DEBUG, INFO, WARNING, ERROR or CRITICAL",
-        default=lambda values: "WARNING",
-        default_text="WARNING",
-        reason="As in the standard library: a library is silent unless something is wrong.",
-    ),
 )
 _VARIABLE_OF_NAME = {variable.name: variable for variable in VARIABLES}
 
@@ -287,7 +273,6 @@ class Settings:
     idle_timeout_s: float
     max_processes: int
     prefetch: int
-    log_level: str
 
     def __init__(self, **values: object) -> None:
         for variable in VARIABLES:

@@ -36,6 +36,7 @@ from scaleout._runtime.process import identity
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
 from scaleout._runtime.wire.link import Link
+from scaleout.errors import SessionClosedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -958,6 +959,8 @@ class Owner:
         self._drop_extents([extent for extent in answer if type(extent) is tuple])
 
     def _allocate_here(self, size_bytes: int) -> tuple[int, int, int]:
+        if self.is_over:
+            raise SessionClosedError("the runtime has ended")
         extent = self.exchange.allocate(size_bytes)
         self.ranges.hold(extent)
         return extent

@@ -53,8 +53,9 @@ class ControlPages:
             fd = _create_file(PAGES_PER_FILE * PAGE_BYTES)
             self._fds.append(fd)
             self._free.extend((fd, index) for index in reversed(range(PAGES_PER_FILE)))
-        fd, index = self._free.pop()
+        fd, index = self._free[-1]
         words = map_page(fd, index)
+        self._free.pop()
         for word in range(WORDS):
             words[word] = 0
         words[REVOKED_FROM] = NOTHING_REVOKED
@@ -80,5 +81,9 @@ def _create_file(size_bytes: int) -> int:
 
         fd, path = tempfile.mkstemp()
         os.unlink(path)
-    os.ftruncate(fd, size_bytes)
+    try:
+        os.ftruncate(fd, size_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
