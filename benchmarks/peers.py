@@ -47,6 +47,17 @@ def open_pool(peer: str, processes: int = WORKERS, **arguments: Any) -> Any:
     return namespace["Pool"](processes, **arguments)
 
 
+def open_executor(peer: str, max_workers: int = WORKERS) -> Any:
+    """A running executor: the standard library's for `executor`, else scaleout's; a context manager."""
+    if peer == "executor":
+        from concurrent.futures import ProcessPoolExecutor
+
+        return ProcessPoolExecutor(max_workers)
+    from scaleout.futures import ScaleoutExecutor
+
+    return ScaleoutExecutor(max_workers)
+
+
 @contextmanager
 def open_task_runner(peer: str) -> Iterator[RunAll]:
     """A function `run_all(function, items)` on two workers of `peer`, one task per item."""
@@ -71,9 +82,7 @@ def _pool_runner(peer: str) -> Callable[[], Any]:
 
 @contextmanager
 def _executor() -> Iterator[RunAll]:
-    from concurrent.futures import ProcessPoolExecutor
-
-    with ProcessPoolExecutor(WORKERS) as executor:
+    with open_executor("executor") as executor:
         yield _submit_and_wait(executor)
 
 

@@ -75,7 +75,12 @@ class WorkerDiedError(ScaleoutError):
 
 
 class OutOfMemoryError(WorkerDiedError):
-    """The system killed the worker for want of memory, and so it did with the retries."""
+    """The worker was killed for want of memory, and so were those of the retries.
+
+    Attribute: `usage`, the bytes that each worker process held then, by pid; None if the system did the killing.
+    """
+
+    usage: dict[int, int] | None
 
 
 class ObjectLostError(ScaleoutError):

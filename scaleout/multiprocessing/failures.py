@@ -71,7 +71,8 @@ def _exited(failure: Failure, first_index: int | None) -> BaseException:
 
 def _died(failure: Failure, first_index: int | None) -> BaseException:
     message, facts = session.story_of_death(failure, first_index)
-    return errors.WorkerDiedError(message, **facts)
+    kind = errors.OutOfMemoryError if failure.status == session.OUT_OF_MEMORY else errors.WorkerDiedError
+    return kind(message, **facts)
 
 
 def _broken(failure: Failure, _: Any) -> BaseException:

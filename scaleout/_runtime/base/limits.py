@@ -63,6 +63,14 @@ ZYGOTE_RESTARTS_PER_MINUTE = 5
 NESTING_DEPTH = 5
 """Pools inside pools: deeper is a runaway recursion."""
 
+MEMORY_WATCH_SECONDS = 0.25
+MEMORY_SHORT_SHARE = 0.01
+"""While tasks run: with less than this share of the memory left the newest retriable one is killed, to be run again later.
+The system's own killer is near then, and would as soon take the driver."""
+
+MEMORY_KILL_PAUSE_SECONDS = 1.0
+"""Between two such kills, so that the first can have an effect."""
+
 # -- store --------------------------------------------------------------------------------------
 OBJECT_PAGES_BYTES = 128 * 1024
 """Buffers of this size and more own whole pages and are mapped; smaller ones are copied out."""

@@ -14,6 +14,7 @@ def story_of_death(failure: Failure, first_index: int | None) -> tuple[str, dict
     """(message, attributes) for a call whose workers died; `first_index` is the position of its first item, if it has any."""
     facts = dict(failure.facts)
     pid = facts.pop("pid", None)
+    usage = facts.get("usage")
     index = facts.get("item_index")
     if first_index is not None:
         index = first_index + (index or 0) if index is not None else first_index
@@ -24,6 +25,9 @@ def story_of_death(failure: Failure, first_index: int | None) -> tuple[str, dict
         f"the worker (pid {pid}) that ran {item} died with {exit_text(facts['exitcode'])}; "
         f"it was started {attempts} time{'s' if attempts != 1 else ''} and every worker that ran it died"
     )
+    if usage:
+        shown = ", ".join(f"{size >> 20} MiB in {worker}" for worker, size in sorted(usage.items()))
+        message += f"; memory had run short, the workers held {shown}"
     return message, facts
 
 

@@ -101,6 +101,8 @@ class Owner:
         self._result_ids = itertools.count(1)
         self._unread: dict[int, tuple[Peer, list[tuple[int, ...]]]] = {}  # large results nobody has looked at yet
         self._tick_armed = False
+        self._memory_watched = False
+        self._memory_kill_at = 0.0
         self._trim_armed = False
         self._oom_kills = memory.oom_kills()
         self._host_deaths: deque[float] = deque(maxlen=limits.ZYGOTE_RESTARTS_PER_MINUTE)
@@ -257,6 +259,9 @@ class Owner:
                 self._carry_out(group)
             if group.wants_direct and not core.busy and not core.ready:
                 self._lend(group)
+            if core.busy and not self._memory_watched:
+                self._memory_watched = True
+                self.reactor.call_later(limits.MEMORY_WATCH_SECONDS, self._watch_memory)
             if core.needs_tick and not self._tick_armed:
                 self._tick_armed = True
                 self.reactor.call_later(limits.STALL_SECONDS, self._tick)
@@ -418,17 +423,39 @@ class Owner:
         late = partial(self._signal_if_running, lane.worker, frozenset([task.sequence]), signal.SIGKILL)
         self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, late)
 
+    def _watch_memory(self) -> None:
+        """While tasks run: before the system kills what it likes, kill the newest task that may be run again."""
+        self._memory_watched = False
+        now = time.monotonic()
+        if now - self._memory_kill_at < limits.MEMORY_KILL_PAUSE_SECONDS or not memory.is_short(limits.MEMORY_SHORT_SHARE):
+            return
+        running = [
+            (peer.words[control_page.SINCE_NS], peer)
+            for group in self.groups
+            if group.core.max_retries > 0
+            for peer in group.peers
+            if peer.lane.inflight and peer.words[control_page.CLAIMED] == peer.lane.inflight[0].sequence
+        ]
+        if running:
+            newest = max(running, key=lambda entry: entry[0])[1]
+            newest.memory_usage = {peer.pid: memory.resident_bytes(peer.pid) for peer in self.peers.values()}
+            self._memory_kill_at = now
+            self._kill(newest, signal.SIGKILL)
+
     def _do_failed(self, group: WorkerGroup, task: Task, lane: Any) -> None:
         peer: Peer = lane.worker
         index = peer.words[control_page.ITEM_INDEX]
         status = frames.WORKER_DIED
-        if peer.exitcode == -signal.SIGKILL and memory.oom_kills() > self._oom_kills:
+        if peer.memory_usage is not None or (
+            peer.exitcode == -signal.SIGKILL and memory.oom_kills() > self._oom_kills
+        ):
             status = frames.OUT_OF_MEMORY
         facts = {
             "attempts": task.attempts,
             "exitcode": peer.exitcode,
             "item_index": None if index == control_page.NO_ITEM else index,
             "pid": peer.pid,
+            "usage": peer.memory_usage,
         }
         self._finish(task, status, facts)
 

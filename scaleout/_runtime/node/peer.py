@@ -47,6 +47,7 @@ class Peer:
         self.segments: set[int] = set()  # of the worker's own, that this process maps
         self.has_tracker = False
         self.line = DirectLine()
+        self.memory_usage: dict[int, int] | None = None  # set when it is killed because memory ran short
 
     def send(self, tasks: list[Task], trace_items: bool, table: CallableTable, lend: Callable[[Peer, Any], None]) -> None:
         """Queue the tasks as frames, each after the callables and definitions that the worker lacks for it."""
