@@ -248,11 +248,11 @@ def wait_for_leaks_to_go(before: Holdings, deadline_s: float = LEAK_DEADLINE_S) 
         return leaks  # the usual case costs one listing, and no garbage collection
     give_up_at = time.monotonic() + deadline_s
     close_idle = _session_function("close_idle")
-    if close_idle is not None:
-        close_idle()
     gc.collect()
     pause_s = 0.001
     while True:
+        if close_idle is not None:
+            close_idle()  # again, as a pool that is ending keeps its zygote warm in the end
         leaks = Holdings().leaks_since(before)
         if not leaks or time.monotonic() > give_up_at:
             return leaks

@@ -1,4 +1,4 @@
-"""Executes modules of ``test.test_concurrent_futures`` with the import lines of their scripts redirected to scaleout."""
+"""Executes modules of ``test.test_concurrent_futures``, the import lines of their scripts redirected to scaleout."""
 
 from __future__ import annotations
 

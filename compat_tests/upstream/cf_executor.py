@@ -1,9 +1,10 @@
-"""The test classes of ``test.test_concurrent_futures`` for an executor, made for ``ScaleoutExecutor`` by upstream's own hook.
+"""The test classes of ``test.test_concurrent_futures`` for executors, made for ``ScaleoutExecutor`` by upstream's hook.
 
 Workers unpickle test functions by the name of this module.
 """
 
 import unittest
+
 from test.test_concurrent_futures import util  # type: ignore[import-not-found]
 
 from compat_tests import evidence
@@ -28,8 +29,8 @@ class ScaleoutMixin(util.ExecutorMixin):  # type: ignore[misc]
 
 def _install() -> None:
     names = globals()
-    for module in ("test_wait", "test_as_completed", "test_init", "test_process_pool", "test_shutdown", "test_deadlock"):
-        run_upstream(names, module)
+    for module in ("wait", "as_completed", "init", "process_pool", "shutdown", "deadlock"):
+        run_upstream(names, f"test_{module}")
     for name, value in list(names.items()):  # those of the standard library's executors
         if isinstance(value, type) and issubclass(value, unittest.TestCase):
             del names[name]

@@ -3,8 +3,8 @@
     from scaleout.futures import ScaleoutExecutor, as_completed, wait
 
 `ScaleoutExecutor` is scaleout's own and takes the arguments of both standard executors. The other public names of
-`concurrent.futures` are the standard library's: they work on its futures, which are genuine. `scaleout.futures.aio` is for
-asyncio programs.
+`concurrent.futures` are the standard library's: they work on its futures, which are genuine. `scaleout.futures.aio` is
+for asyncio programs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Executors in asyncio programs: awaiting futures, and a `map` that is an async iterator.
 
     future = executor.submit(f, x)
-    value = await future                                  # or asyncio.wrap_future(future), loop.run_in_executor(executor, f, x)
+    value = await future                  # or asyncio.wrap_future(future), loop.run_in_executor(executor, f, x)
     async for value in aio.map(executor, f, items): ...
 
-What arrives together wakes the loop once: the runtime's callback thread puts completed futures on a list of the loop's, and only
-the first on an empty list calls `call_soon_threadsafe`. Values are unpickled there too, not in the loop.
+What arrives together wakes the loop once: the runtime's callback thread puts completed futures on a list of the loop's,
+and only the first on an empty list calls `call_soon_threadsafe`. Values are unpickled there too, not in the loop.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
     from concurrent.futures import Future
     from typing import Any
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 
 AHEAD_PER_WORKER = 16
-"""Calls of a `map` that are under way at most, by default: enough to keep workers busy, few enough to keep in memory."""
+"""Calls of a `map` that are under way at most, by default: workers are kept busy, and memory stays bounded."""
 
 _arrivals: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Arrivals] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -60,7 +60,7 @@ class Arrivals:
 
 
 def wrap(future: Future[Any], loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Future[Any]:
-    """As `asyncio.wrap_future`: an awaitable for the future. Cancelling it cancels the call if no worker has started it."""
+    """As `asyncio.wrap_future`: an awaitable. Cancelling it cancels the call if no worker has started it."""
     if loop is None:
         loop = asyncio.get_running_loop()
     with _lock:
@@ -103,8 +103,8 @@ async def map(
 ) -> AsyncIterator[Any]:
     """`fn(*items)` for the items of the iterables (async ones too), in order.
 
-    At most `buffersize` calls are ahead of the consumer (default: 16 for each worker there may be). What is left when the
-    iterator is closed is cancelled.
+    At most `buffersize` calls are ahead of the consumer (default: 16 for each worker there may be). What is left when
+    the iterator is closed is cancelled.
     """
     if buffersize is None:
         buffersize = AHEAD_PER_WORKER * executor._max_workers
@@ -127,7 +127,7 @@ async def map(
 
 async def _zipped(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:
     if not any(hasattr(iterable, "__aiter__") for iterable in iterables):
-        for arguments in zip(*iterables):
+        for arguments in zip(*iterables, strict=False):
             yield arguments
         return
     iterators = [aiter(i) if hasattr(i, "__aiter__") else iter(i) for i in iterables]

@@ -1,4 +1,4 @@
-"""What stands behind an executor and outlives it: the worker group, how many workers it has, why it takes no more calls.
+"""What stands behind an executor and outlives it: the worker group, its size, and why it takes no more calls.
 
 Futures and iterators hold the crew, never the executor. So an executor that is dropped finishes its calls, and then its
 workers end. At the interpreter's exit every crew that is still there does the same, and is waited for.
@@ -22,10 +22,8 @@ from scaleout.futures.initializer import run_initializer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable
-
-    from scaleout._runtime.session import Failure
+    from typing import Any
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"

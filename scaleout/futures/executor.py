@@ -1,4 +1,4 @@
-"""`ScaleoutExecutor`: both standard executors' arguments, methods and exceptions of CPython 3.14, on scaleout's workers."""
+"""`ScaleoutExecutor`: the arguments, methods and exceptions of both standard executors, as of CPython 3.14."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from scaleout.futures.mapping import MapCall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
     Limited = tuple[float | None, int | None] | None  # timeout_s, max_retries
 
@@ -23,10 +23,11 @@ MAX_WINDOWS_WORKERS = 61
 class ScaleoutExecutor(Executor):
     """Runs calls in worker processes; the place of ThreadPoolExecutor or ProcessPoolExecutor.
 
-    Arguments, all optional: `max_workers` (default: the CPUs), `mp_context` (accepted; workers are always started clean),
-    `initializer` and `initargs` (run in each worker), `max_tasks_per_child`, `thread_name_prefix` (accepted; it may also
-    stand second, as for ThreadPoolExecutor), and `max_retries`: how often a call is started again after the
-    worker that ran it died (default: SCALEOUT_MAX_RETRIES, 3). So a call may run more than once; with 0 it runs at most once.
+    Arguments, all optional: `max_workers` (default: the CPUs; they start as they are needed), `mp_context` (accepted;
+    workers are always started clean), `initializer` and `initargs` (run in each worker), `max_tasks_per_child`,
+    `thread_name_prefix` (accepted; it may also stand second, as for ThreadPoolExecutor), and `max_retries`: how often a
+    call is started again after the worker that ran it died (default: SCALEOUT_MAX_RETRIES, 3). So a call may run more
+    than once; with 0 it runs at most once.
 
     >>> with ScaleoutExecutor(2) as executor:
     ...     executor.submit(pow, 2, 5).result(), list(executor.map(abs, [-1, 2, -3]))
@@ -73,7 +74,7 @@ class ScaleoutExecutor(Executor):
     # -- calls -------------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ScaleoutFuture:
-        """Start `fn(*args, **kwargs)` in a worker; returns its future. What cannot be pickled is an exception of the future."""
+        """Start `fn(*args, **kwargs)` in a worker; its future. What pickling raises is an exception of the future."""
         return submit(self._crew, fn, args, kwargs, None)
 
     def map(
@@ -86,16 +87,16 @@ class ScaleoutExecutor(Executor):
     ) -> Iterator[Any]:
         """An iterator over `fn(*items)` for the items of the iterables, in order.
 
-        `timeout`: seconds from this call on within which a result must be there, else `TimeoutError`. `chunksize`: items
-        per task. `buffersize`: how many tasks are ahead of the consumer (default: all; 3.14).
+        `timeout`: seconds from this call on within which a result must be there, else `TimeoutError`. `chunksize`:
+        items per task. `buffersize`: how many tasks are ahead of the consumer (default: all; 3.14).
         """
         return map_calls(self, fn, iterables, timeout, chunksize, buffersize, None)
 
     def options(self, *, timeout_s: float | None = None, max_retries: int | None = None) -> ExecutorView:
         """This executor with limits for each call that is made through what is returned.
 
-        `timeout_s`: a call that has been running for so long ends with `TimeoutError`; its worker is killed, which no other
-        call notices. The time runs from the start of the call in its worker. `max_retries`: as for the executor.
+        `timeout_s`: a call that has been running for so long ends with `TimeoutError`; its worker is killed, which no
+        other call notices. The time runs from the start of the call in its worker. `max_retries`: as for the executor.
 
         >>> import time
         >>> with ScaleoutExecutor(1) as executor:
@@ -229,7 +230,7 @@ def submit(crew: Crew, fn: Callable[..., Any], args: Any, kwargs: Any, limited: 
             task = group.task_of(record, CALL_ARGS_KWARGS, (args, kwargs), future)
         else:
             task = group.task_of(record, CALL_ARGS, args, future)
-    except (Exception, SystemExit) as error:  # what pickling raised
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - what pickling raised
         group.fail(future, 0, error)
         return future
     future._task = task
@@ -261,7 +262,7 @@ def map_calls(
     crew.check()
     if crew.size < crew.max_workers:
         crew.need_worker()
-    return MapCall(executor, fn, zip(*iterables), chunksize, buffersize, limited).results(deadline)
+    return MapCall(executor, fn, zip(*iterables, strict=False), chunksize, buffersize, limited).results(deadline)
 
 
 def _check_max_retries(max_retries: int | None) -> None:

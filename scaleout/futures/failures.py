@@ -10,6 +10,7 @@ from scaleout.errors import CallInterruptedError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
     from scaleout._runtime.session import Failure
 
 
@@ -89,7 +90,7 @@ def _broken(failure: Failure, _: Any) -> BaseException:
         kind: type[BaseException] = getattr(errors, name)
         return kind(message)
     said = f": {failure.error_repr}" if failure.error_repr else ""
-    error = errors.InitializerError(f"A process in the process pool was terminated abruptly: its initializer failed{said}")
+    error = errors.InitializerError(f"a worker of the executor ended, as its initializer failed{said}")
     if failure.error is not None:
         error.__cause__ = _with_remote_traceback(failure.error, failure)
     return error

@@ -1,18 +1,19 @@
 """The futures of `ScaleoutExecutor`: genuine `concurrent.futures.Future` objects that cost little while nobody waits.
 
-Ten thousand futures are made and completed before anybody looks at most of them. So the condition and the two lists of a
-genuine future are made when something asks for them, and a result stays bytes until somebody wants the value; then it is
-unpickled in that thread, never on the runtime's own.
+Ten thousand futures are made and completed before anybody looks at most of them. So the condition and the two lists of
+a genuine future are made when something asks for them, and a result stays bytes until somebody wants the value; then it
+is unpickled in that thread, never on the runtime's own.
 
 How a completion and a first look agree on who is first, without a lock:
 
-    the runtime     condition = setdefault("_genuine", SETTLED);   if it is SETTLED: store the state, release the waiters
-    a stranger      condition = setdefault("_genuine", Condition());  if it is SETTLED: wait until the state is stored
+    the runtime    found = setdefault("_genuine", SETTLED);      if found is SETTLED: store the state, release waiters
+    a stranger     found = setdefault("_genuine", Condition());  if found is SETTLED: wait until the state is stored
 
-`setdefault` on a dict is atomic. If the runtime comes first, no genuine condition exists while the state changes, and one that
-is made later belongs to a future that never changes again. If the stranger comes first, the runtime completes the future as
-the base class does, under the condition. `result()` and `exception()` of our own need neither: who waits there puts a lock of
-its own on a list *before* it looks at the state a last time, and the runtime stores the state before it looks at the list.
+`setdefault` on a dict is atomic. If the runtime comes first, no genuine condition exists while the state changes, and
+one that is made later belongs to a future that never changes again. If the stranger comes first, the runtime completes
+the future as the base class does, under the condition. `result()` and `exception()` of our own need neither: who waits
+there puts a lock of its own on a list *before* it looks at the state a last time, and the runtime stores the state
+before it looks at the list.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from scaleout.futures.failures import exception_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable, Generator
+    from typing import Any
 
     from scaleout.futures.crew import Crew
 
@@ -259,7 +260,7 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
 
     def running(self) -> bool:
-        """Whether a worker has started the call, and it has not ended. One that only waits at a worker can be cancelled."""
+        """Whether a worker has started the call, and it has not ended. What only waits at a worker can be cancelled."""
         if self._state != PENDING:
             return self._state == RUNNING
         task = self._task

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 
 def run_initializer(initializer: Callable[..., Any], initargs: Iterable[Any]) -> None:

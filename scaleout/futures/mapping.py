@@ -13,14 +13,14 @@ from scaleout.futures.failures import exception_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from scaleout.futures.crew import Crew
 
 
 class MapResults:
-    """The sink of the tasks of one `map`. There is one consumer, as a generator cannot be run by two threads at once."""
+    """The sink of the tasks of one `map`. There is one consumer: two threads cannot run one generator at once."""
 
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
@@ -109,7 +109,7 @@ class MapCall:
         group = self._group = crew.group
         try:
             record = group.prepare(fn)
-        except (Exception, SystemExit) as error:  # each of its calls ends with it
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - what pickling raised: each of its calls ends with it
             self._pickling_error = error
         else:
             self._results.uses(record)

@@ -1,5 +1,5 @@
-"""The dispatcher when single tasks are cancelled or run out of time, all are cancelled, and the group is resized: stories, and
-the random events of `test_dispatch` with these added."""
+"""The dispatcher when tasks are cancelled or run out of time, and when the group is resized: stories, and the random
+events of `test_dispatch` with these added."""
 
 from __future__ import annotations
 

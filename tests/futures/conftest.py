@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "reliability"))
 
-from faults import wait_until  # noqa: E402
+from faults import wait_until
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ def outcomes_of(executor: Any, call: str, function: Callable[[Item], Any], items
     try:
         for result in results:
             found.append(result)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is what is looked at
         found.append(error)
     return found
 
@@ -104,7 +104,7 @@ def test_a_fault_that_stays(phase: str, kind: str, call: str, tmp_path: Path) ->
                 if call == "chunked map":
                     # Which item of a chunk it was is known where items are taken one by one.
                     assert error.item_index in ([POISON] if phase == "run" else [0, POISON - POISON % CHUNK])
-        if phase in ("run", "unpickle") and call != "chunked map":  # once, but for the poisoned one, and no more than twice
+        if phase in ("run", "unpickle") and call != "chunked map":  # once, but for the poisoned one: no more than twice
             runs = Counter(notes(log))
             assert all(count == 1 or (item == str(POISON) and count == 2) for item, count in runs.items()), runs
         check_usable(executor)

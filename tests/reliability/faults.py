@@ -1,7 +1,7 @@
 """What goes wrong in these tests, and helpers to watch it: importable in workers, as it stands on the driver's path.
 
-A `Fault` strikes at most `times` times, counted in files, so that a retry in another process knows of the attempts before
-it. What ran is in an append-only file.
+A `Fault` strikes at most `times` times, counted in files, so that a retry in another process knows of the attempts
+before it. What ran is in an append-only file.
 """
 
 from __future__ import annotations

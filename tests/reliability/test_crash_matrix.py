@@ -10,14 +10,14 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.pool import MaybeEncodingError
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import EXIT_CODE, Fault, Item, Work, killer_of_stopped, note, notes, state_of, wait_until
+from faults import EXIT_CODE, Fault, Item, Work, killer_of_stopped, notes, state_of, wait_until
 
 from scaleout.errors import InitializerError, ResultUnpicklingError, TaskUnpicklingError, WorkerDiedError
 from scaleout.multiprocessing import Pool
@@ -54,7 +54,7 @@ CELLS = [
 
 
 class Outcome:
-    """What a call gave: values by item, errors, and for the calls that give one thing for all whether it was an error."""
+    """What a call gave: the values and the errors, of each item or of all together."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -97,7 +97,7 @@ def run_call(pool: Any, call: str, function: Callable[[Item], Any], items: list[
 def take(outcome: Outcome, get: Callable[[], Any]) -> None:
     try:
         outcome.values.append(get())
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is compared
         outcome.errors.append(error)
 
 
@@ -126,12 +126,6 @@ def make_items(phase: str, fault: Fault) -> list[Item]:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "runs"
-
-
-@pytest.fixture
-def stops(tmp_path: Path) -> Iterator[None]:
-    with killer_of_stopped(tmp_path):
-        yield
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -431,11 +425,6 @@ def make(kind: Callable[..., Any], *arguments: Any) -> Any:
     return kind(*arguments)
 
 
-@pytest.fixture(scope="module")
-def guarded_pool() -> Iterator[None]:
-    yield
-
-
 def outcome_of(function: Callable[..., Any], *arguments: Any, callbacks: bool) -> BaseException:
     """The error of one call; also that the pool works afterwards and, with callbacks, what they were given."""
     with Pool(2) as pool:
@@ -446,7 +435,7 @@ def outcome_of(function: Callable[..., Any], *arguments: Any, callbacks: bool) -
             )
         else:
             result = pool.apply_async(function, arguments)
-        with pytest.raises(BaseException) as caught:  # noqa: PT011
+        with pytest.raises(BaseException) as caught:
             result.get(30)
         assert called == ([caught.value] if callbacks else [])
         check_pool(pool)
@@ -565,8 +554,3 @@ def test_work_left_at_close_is_retried(tmp_path: Path, log: Path) -> None:
             pool.close()
             pool.join()
             assert result.get(30) == list(range(COUNT))
-
-
-def test_neighbours_note(tmp_path: Path) -> None:
-    note(tmp_path / "x", 1)
-    assert notes(tmp_path / "x") == ["1"]

@@ -33,7 +33,7 @@ def in_child(check: Callable[[], None]) -> None:
             signal.alarm(int(2 * DEADLINE_S))  # the hang guard's thread is not here
             check()
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - told to the parent
             os.write(write_end, traceback.format_exc().encode()[-4000:])
         finally:
             os._exit(code)
@@ -261,7 +261,7 @@ def test_forks_from_another_thread_in_the_middle_of_a_map() -> None:
             while not stop.is_set() and count < 12:
                 in_child(use_a_pool)
                 count += 1
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised in the main thread
             errors.append(error)
 
     with Pool(2) as pool:

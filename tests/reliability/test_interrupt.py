@@ -265,8 +265,8 @@ class Injector:
     """Raises at the `position`th opcode of the main thread, in frames of ours, at which a signal handler could.
 
     Those are the ones after an opcode that looks for signals: calls, backward jumps, function starts. Nowhere else does
-    the interpreter run a handler, above all not between the entry of a `with` and its first opcode, nor at its exit before
-    `__exit__` is called; no `with lock:` would survive that.
+    the interpreter run a handler, above all not between the entry of a `with` and its first opcode, nor at its exit
+    before `__exit__` is called; no `with lock:` would survive that.
     """
 
     def __init__(self, position: int, kind: type[BaseException]) -> None:

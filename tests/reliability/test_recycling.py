@@ -5,22 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy
 import pytest
-from faults import note, notes
+from faults import notes
 from programs import parent_of
+from served import make_array, register, serve
 
 from scaleout.multiprocessing import Pool
-
-served = 0
-
-
-def serve(number: int) -> tuple[int, int, int]:
-    global served
-    served += 1
-    return number, os.getpid(), served
 
 
 def children_of(pid: int) -> list[int]:
@@ -93,14 +84,6 @@ def test_work_is_finished_after_close(how: str) -> None:
             assert sorted(number for number, _, _ in values) == list(range(50))
 
 
-def register(log: str) -> None:
-    import atexit
-    from multiprocessing import util
-
-    atexit.register(note, log, f"atexit-{os.getpid()}")
-    util.Finalize(None, note, args=(log, f"finalizer-{os.getpid()}"), exitpriority=5)
-
-
 def test_atexit_functions_and_finalizers_of_workers_run(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with Pool(2, register, (log,), maxtasksperchild=1) as pool:
@@ -121,24 +104,20 @@ def test_exit_codes_of_recycled_workers() -> None:
         assert first.exitcode == 0
 
 
-def make_array(number: int) -> numpy.ndarray[Any, Any]:
-    return numpy.full(125_000, number, dtype=numpy.int64)
-
-
 def test_arrays_of_workers_that_are_gone_stay_valid() -> None:
     with Pool(2, maxtasksperchild=1) as pool:
-        arrays = list(pool.imap(make_array, range(60)))
+        arrays = list(pool.imap(make_array, range(16)))
         assert all((array == number).all() for number, array in enumerate(arrays))
         for array in arrays:
             array += 1  # ours to write
         del arrays[::2]
-        pool.map(make_array, range(10), chunksize=1)
+        pool.map(make_array, range(4), chunksize=1)
         assert all((array == 2 * position + 2).all() for position, array in enumerate(arrays))
 
 
 def test_results_that_are_read_after_their_worker_is_gone() -> None:
     with Pool(2, maxtasksperchild=1) as pool:
-        results = [pool.apply_async(make_array, (number,)) for number in range(20)]
+        results = [pool.apply_async(make_array, (number,)) for number in range(8)]
         pool.close()
         pool.join()
     for number, result in enumerate(results):

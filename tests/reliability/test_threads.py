@@ -36,7 +36,7 @@ def in_threads(count: int, target: Callable[[int], None]) -> None:
     def run(number: int) -> None:
         try:
             target(number)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised in the main thread
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
@@ -116,7 +116,9 @@ def test_terminate_while_other_threads_submit() -> None:
         lock = threading.Lock()
         has_begun = threading.Event()
 
-        def submit(number: int, pool: Any = pool, counts: Any = counts, lock: Any = lock) -> None:
+        def submit(
+            number: int, pool: Any = pool, counts: Any = counts, lock: Any = lock, has_begun: Any = has_begun
+        ) -> None:
             while True:
                 try:
                     if number % 3 == 0:
@@ -136,7 +138,7 @@ def test_terminate_while_other_threads_submit() -> None:
                     if counts["value"] > 20:
                         has_begun.set()
 
-        def end(number: int, pool: Any = pool) -> None:
+        def end(number: int, pool: Any = pool, submit: Any = submit, has_begun: Any = has_begun) -> None:
             if number:
                 submit(number)
             else:
@@ -262,9 +264,12 @@ def test_a_callback_that_submits() -> None:
         assert done.wait(DEADLINE_S)
         assert chain == list(range(0, 1001, 100))
         inner: list[int] = []
-        outer = pool.apply_async(
-            square, (2,), callback=lambda value: inner.append(pool.apply(add, (value, 1))) or inner.extend(pool.map(abs, [-7]))
-        )
+
+        def wait(value: int) -> None:
+            inner.append(pool.apply(add, (value, 1)))
+            inner.extend(pool.map(abs, [-7]))
+
+        outer = pool.apply_async(square, (2,), callback=wait)
         assert outer.get(DEADLINE_S) == 4
         assert inner == [5, 7]
 

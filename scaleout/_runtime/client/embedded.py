@@ -295,7 +295,7 @@ class GroupHandle:
         encoded = self._encode(value)
         chunks = encoded.chunks
         if len(chunks) == 1 and not encoded.buffers and encoded.size_bytes <= limits.INLINE_BYTES:  # nearly always
-            return Task(self._group, record, how, chunks[0], encoded.needs, None, sink, 0, record.profile)  # type: ignore[arg-type]
+            return Task(self._group, record, how, chunks[0], encoded.needs, None, sink, 0, record.profile)
         return self._task_of(record, how, encoded, sink, 0, None, None)
 
     def start_limited(self, task: Task, limited: Limits) -> None:

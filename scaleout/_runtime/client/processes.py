@@ -8,6 +8,7 @@ import signal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
     from scaleout._runtime.client.embedded import GroupHandle
 
 

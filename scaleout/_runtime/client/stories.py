@@ -7,11 +7,12 @@ import signal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
     from scaleout._runtime.client.outcomes import Failure
 
 
 def story_of_death(failure: Failure, first_index: int | None) -> tuple[str, dict[str, Any]]:
-    """(message, attributes) for a call whose workers died; `first_index` is the position of its first item, if it has any."""
+    """(message, attributes) for a call whose workers died; `first_index`: the position of its first item, if any."""
     facts = dict(failure.facts)
     pid = facts.pop("pid", None)
     usage = facts.get("usage")

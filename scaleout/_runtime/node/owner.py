@@ -577,7 +577,7 @@ class Owner:
             self._fail_late(task)  # the runtime has ended, or a second exception made the line look abandoned
             return
         self._take_back_line(peer)
-        if group.is_terminating:
+        if group.is_terminating or group.core.is_broken:
             self._fail_late(task)
         elif is_broken:
             # What of the stream was read is unknown, so the worker goes; its task is not wanted any more.
@@ -728,6 +728,7 @@ class Owner:
         """Dead, and read to the end."""
         group = peer.group
         if peer.link.is_lent:
+            peer.lane.is_wanted = True  # before the claim is looked at: a caller that is done just now says so
             if not peer.line.take_for_reactor() and not peer.line.is_abandoned:
                 peer.link.sock.shutdown(socket.SHUT_RD)  # the caller sees the end of the stream, and hands over
                 return
@@ -920,7 +921,7 @@ class Owner:
             self.callbacks.put(None)
         self.host = None
         self.pages.close()
-        if self._exchange is not None:
+        if self._exchange is not None and not self._unread:  # else the last of them closes it
             self._exchange.close()
 
     def _abandon(self, group: WorkerGroup) -> None:
@@ -1021,6 +1022,10 @@ class Owner:
 
     def _settle_result(self, result_id: int, unopened: list[tuple[int, ...]]) -> None:
         peer, extents = self._unread.pop(result_id)
+        if self.is_over:
+            if not self._unread:
+                self.exchange.close()
+            return
         self._arm_trim()
         if peer.has_exited.is_set():
             self._writer_died({extent[0] for extent in extents})

@@ -73,7 +73,8 @@ class Reactor:
         self._poller.register(fd, READABLE)
 
     def watch_writable(self, fd: int, wanted: bool) -> None:
-        self._poller.modify(fd, READABLE | WRITABLE if wanted else READABLE)
+        if fd in self._handlers:  # else its stream is over, and what is still queued goes nowhere
+            self._poller.modify(fd, READABLE | WRITABLE if wanted else READABLE)
 
     def forget(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
