@@ -881,11 +881,16 @@ def successors(state: Any, revoked: int, waits: bool, may_die: bool) -> Iterator
             yield (number, "run", buffered, is_old), owner, memory, (started | {number}, results, returned, taken)
     elif pc == "run":
         # A result is a system call, which drains the buffer; so does a death.
-        yield (number + 1, "claim", None, False), owner, (buffered or claimed, revoked_from), (
-            started,
-            results | {number},
-            returned,
-            taken,
+        yield (
+            (number + 1, "claim", None, False),
+            owner,
+            (buffered or claimed, revoked_from),
+            (
+                started,
+                results | {number},
+                returned,
+                taken,
+            ),
         )
     if may_die and pc in ("claim", "look", "run"):
         yield (number, "dead", None, False), owner, (buffered or claimed, revoked_from), facts

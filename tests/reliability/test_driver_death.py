@@ -63,7 +63,9 @@ BUSY = """
 """
 
 
-@pytest.mark.parametrize(("kind", "workers", "busy"), [("spin", 3, 3), ("sleep", 3, 3), ("nest", 2, 4), ("store", 2, 2)])
+@pytest.mark.parametrize(
+    ("kind", "workers", "busy"), [("spin", 3, 3), ("sleep", 3, 3), ("nest", 2, 4), ("store", 2, 2)]
+)
 def test_a_killed_driver_takes_everything_along(kind: str, workers: int, busy: int, tmp_path: Path) -> None:
     with running(BUSY, tmp_path, KIND=f"{kind} {workers}") as program:
         program.wait_for("busy", busy)

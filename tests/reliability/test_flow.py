@@ -262,9 +262,7 @@ IDS = [f"{name}-{errno.errorcode[error]}" for _, name, error in REFUSED]
 
 
 @pytest.mark.parametrize(("module", "name", "error"), REFUSED, ids=IDS)
-def test_no_worker_at_all(
-    module: Any, name: str, error: int, warm: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_worker_at_all(module: Any, name: str, error: int, warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         refuse(patch, module, name, error)
         with Pool(2) as pool:

@@ -112,9 +112,7 @@ def measure(program: Program, sent_at: float, what: str) -> float:
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["driver", "group"])
 @pytest.mark.parametrize("task", ["sleep", "spin", "ignore"])
-@pytest.mark.parametrize(
-    "wait", ["get", "get_with_timeout", "map", "generator", "imap", "imap_fed", "join"]
-)
+@pytest.mark.parametrize("wait", ["get", "get_with_timeout", "map", "generator", "imap", "imap_fed", "join"])
 def test_ctrl_c_in_a_wait(wait: str, task: str, whole_group: bool, tmp_path: Path, record_property: Any) -> None:
     with running(WAITS, tmp_path, WAIT=wait, TASK=task) as program:
         program.wait_for("busy", 1 if "get" in wait else 2)
@@ -316,7 +314,10 @@ def count_opcodes(operation: Callable[[], Any]) -> int:
 
 
 def walk(
-    prepare: Callable[[], Any], operate: Callable[[Any], Any], check: Callable[[Any, str], None], stride: int,
+    prepare: Callable[[], Any],
+    operate: Callable[[Any], Any],
+    check: Callable[[Any, str], None],
+    stride: int,
     kind: type[BaseException],
 ) -> int:
     """Every `stride`th position of `operate`; returns how many exceptions were raised."""

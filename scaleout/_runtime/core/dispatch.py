@@ -364,7 +364,7 @@ class Group:
         self._put_back(unstarted)
         if was == STARTING and is_charged:
             self.initializer_failed()
-        if self.is_broken and self.ready:  # what came back will not run anywhere
+        if self.is_broken and unstarted:  # what came back will not run anywhere
             self.effects.append(("broken",))
         self.refill()
 
