@@ -290,7 +290,10 @@ class TestWorkers:
 
     def test_a_module_that_workers_cannot_import_is_shipped(self) -> None:
         module = types.ModuleType("made_by_hand")
-        exec("LIMIT = 5\nclass Item:\n    def __init__(self): self.limit = LIMIT\ndef make(_): return Item()", vars(module))
+        exec(
+            "LIMIT = 5\nclass Item:\n    def __init__(self): self.limit = LIMIT\ndef make(_): return Item()",
+            vars(module),
+        )
         sys.modules["made_by_hand"] = module
         try:
             with Pool(1) as pool:

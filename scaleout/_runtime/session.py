@@ -10,8 +10,10 @@ returns a handle:
     group.close() / terminate() / join()
     group.workers                                    objects with worker_id, number, pid, exitcode
 
-`how` is one of CALL_ARGS, CALL_ARGS_KWARGS, CALL_ITEM, MAP_ITEMS, STARMAP_ITEMS. `outcome(status, payload)` turns what a
-sink was given into (True, value) or (False, Failure); the shims map failures to the exceptions of the module they stand for.
+`how` is one of CALL_ARGS, CALL_ARGS_KWARGS, CALL_ITEM, MAP_ITEMS, STARMAP_ITEMS. `outcome(status, payload)` turns
+what a
+sink was given into (True, value) or (False, Failure); the shims map failures to the exceptions of the module they
+stand for.
 Another engine can be put under the shims by providing this module's names.
 """
 
@@ -129,7 +131,8 @@ def _open_session() -> EmbeddedSession:
         return InlineSession(settings)  # type: ignore[return-value]  # another class, the same interface
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise RuntimeError(
-            "scaleout does not support running without the interpreter lock yet: start Python with -X gil=1 or PYTHON_GIL=1"
+            "scaleout does not support running without the interpreter lock yet: "
+            "start Python with -X gil=1 or PYTHON_GIL=1"
         )
     if context.current is not None and context.current.in_bootstrap:
         raise RuntimeError(BOOTSTRAPPING)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_WINDOWS_WORKERS = 61
 
+
 class ScaleoutExecutor(Executor):
     """Runs calls in worker processes; the place of ThreadPoolExecutor or ProcessPoolExecutor.
 

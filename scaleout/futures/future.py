@@ -127,14 +127,16 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         with condition:
             if self._state not in (PENDING, RUNNING):
                 return
-            is_result = own["_raw"][0] == OK
             waiters = list(own.get("_waiters", ()))
-            if is_result and any(getattr(waiter, "stop_on_exception", False) for waiter in waiters):
-                # One waits for the first exception: whether this is one shows when it is unpickled.
-                if not may_unpickle:
-                    self._crew.group.put_callback(partial(self._complete, True))  # type: ignore[union-attr]
-                    return
+            if may_unpickle:
                 is_result = self._exception is None
+            elif any(getattr(waiter, "stop_on_exception", False) for waiter in waiters):
+                # One waits for the first exception: whether this is one shows when it is unpickled. Failures take the
+                # same way, as they must not overtake what came before them.
+                self._crew.group.put_callback(partial(self._complete, True))  # type: ignore[union-attr]
+                return
+            else:
+                is_result = own["_raw"][0] == OK
             self._state = FINISHED
             for waiter in waiters:
                 if is_result:

@@ -20,7 +20,7 @@ _SUBMODULES = frozenset(
 )  # fmt: skip
 
 
-def Pool(  # noqa: N802
+def Pool(
     processes: int | None = None,
     initializer: Any = None,
     initargs: Any = (),
@@ -66,5 +66,3 @@ def __dir__() -> list[str]:
     import multiprocessing
 
     return sorted({*globals(), *multiprocessing.__all__})
-
-

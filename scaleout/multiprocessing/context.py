@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class ScaleoutContext(stdlib.SpawnContext):
     """The standard library's spawn context with scaleout's Pool. There is one start method: "spawn"."""
 
-    def Pool(  # noqa: N802
+    def Pool(
         self,
         processes: int | None = None,
         initializer: Any = None,

@@ -8,6 +8,7 @@ from scaleout._runtime import session
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
     from scaleout._runtime.session import Failure
 
 
@@ -17,7 +18,7 @@ def exception_of(failure: Failure, first_index: int | None = None) -> BaseExcept
 
 
 def _with_remote_traceback(error: BaseException, failure: Failure) -> BaseException:
-    from multiprocessing.pool import RemoteTraceback
+    from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 
     error.__cause__ = RemoteTraceback(f'\n"""\n{failure.traceback}"""')
     return error
@@ -44,7 +45,7 @@ def _argument_not_unpickled(failure: Failure, _: Any) -> BaseException:
 
 
 def _result_not_pickled(failure: Failure, _: Any) -> BaseException:
-    from multiprocessing.pool import MaybeEncodingError
+    from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 
     error = MaybeEncodingError(_Shown(failure.error_repr), _Shown(failure.value_repr))
     if failure.error is not None:

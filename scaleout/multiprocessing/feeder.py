@@ -9,8 +9,8 @@ from scaleout._runtime.session import FEED_TASKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
 
 class Feeder:

@@ -12,7 +12,6 @@ import warnings
 from functools import partial
 
 from scaleout._runtime.session import (
-    ARGUMENT_NOT_PICKLED,
     CALL_ARGS,
     CALL_ARGS_KWARGS,
     CALL_ITEM,
@@ -39,8 +38,8 @@ from scaleout.multiprocessing.workers import PoolWorker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
 INIT = "INIT"
 RUN = "RUN"
@@ -52,7 +51,8 @@ class Pool:
     """A group of worker processes that run calls.
 
     Arguments: those of `multiprocessing.Pool`, and `max_retries`, how often an item is started again after the
-    worker that ran it died (default: SCALEOUT_MAX_RETRIES, 3). So an item may run more than once; with 0 it runs at most
+    worker that ran it died (default: SCALEOUT_MAX_RETRIES, 3). So an item may run more than once; with 0 it runs at
+    most
     once.
 
     >>> with Pool(2) as pool:
@@ -428,4 +428,4 @@ def __getattr__(name: str) -> Any:
     return getattr(pool, name)
 
 
-__all__ = ["ApplyResult", "AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Pool", "ThreadPool"]
+__all__ = ["ApplyResult", "AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Pool", "ThreadPool"]  # noqa: F822 - by __getattr__

@@ -21,9 +21,8 @@ from scaleout.multiprocessing.failures import exception_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable
-
+    from typing import Any
 
 
 class ApplyResult:
@@ -148,7 +147,7 @@ class ApplyResult:
         finally:
             del value  # no cycle through the traceback
 
-    __class_getitem__ = classmethod(types.GenericAlias)
+    __class_getitem__: Any = classmethod(types.GenericAlias)
 
 
 AsyncResult = ApplyResult

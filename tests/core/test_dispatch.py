@@ -252,7 +252,7 @@ def test_three_failing_initializers_in_a_row_break_the_group() -> None:
     story.die(3, 0)
     assert not story.group.is_broken
     assert ("broken",) in story.die(4, 0)
-    assert story.die(1, 0) == []  # no worker is asked for any more
+    assert story.die(1, 0) == [("broken",)]  # the task it had fails too, and no worker is asked for any more
 
 
 def test_a_refused_worker_makes_the_group_smaller() -> None:

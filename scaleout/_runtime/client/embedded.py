@@ -13,6 +13,7 @@ import threading
 import time
 from functools import partial
 
+from scaleout._runtime.base import limits
 from scaleout._runtime.core.dispatch import SERVING, Group
 from scaleout._runtime.core.tasks import Profile, Task
 from scaleout._runtime.node import direct
@@ -22,15 +23,14 @@ from scaleout._runtime.pickling.encode import Encoder
 from scaleout._runtime.pickling.namespace import main_info
 from scaleout._runtime.process import identity
 from scaleout._runtime.process.initargs import PassedFds
-from scaleout._runtime.base import limits
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
 from scaleout.errors import ForeignSessionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable, Iterable
+    from typing import Any
 
     from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.node.callables import CallableRecord
@@ -72,7 +72,8 @@ class EmbeddedSession:
         takes_nameless: bool = True,
         initializer_failures: int = limits.INITIALIZER_FAILURES,
     ) -> GroupHandle:
-        """Start `size` workers; returns at once, before they are up. Not `takes_nameless`: lambdas and closures in results
+        """Start `size` workers; returns at once, before they are up. Not `takes_nameless`: lambdas and closures in
+        results
         are refused. The group is broken after so many `initializer_failures` in a row."""
         settings = self.settings
         core = Group(
@@ -332,9 +333,7 @@ class GroupHandle:
             answer = direct.DirectCall()
             sinks: list[Any] = []
 
-            def take_over(
-                peer: Peer, data: bytes, sequence: int, is_broken: bool, presence: direct.Presence
-            ) -> None:
+            def take_over(peer: Peer, data: bytes, sequence: int, is_broken: bool, presence: direct.Presence) -> None:
                 sink = make_sink()
                 task = Task(group, record, how, payload, (), None, sink, 0, record.profile)
                 task.sequence = sequence
@@ -450,7 +449,8 @@ class GroupHandle:
 class Batch:
     """The calls of one map on their way.
 
-    With `shares`, a large buffer that occurs in several of them is stored once: the items are all there before the first
+    With `shares`, a large buffer that occurs in several of them is stored once: the items are all there before the
+    first
     is pickled, so the same memory means the same content. Never for items that a generator makes.
     """
 

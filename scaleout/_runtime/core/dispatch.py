@@ -38,8 +38,8 @@ from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 STARTING = 0
 OPEN = 1

@@ -7,28 +7,29 @@ the caller, who gives it back to the allocator; only then may its pages be writt
 
 from __future__ import annotations
 
-
 from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    Extent = tuple[int, int, int]
+
 
 class RangeTable:
     """Reference counts of extents, and which of them each reader holds."""
 
     def __init__(self) -> None:
-        self._uses: dict[tuple[int, ...], int] = {}
-        self._lent: dict[Any, dict[tuple[int, ...], int]] = {}
+        self._uses: dict[Extent, int] = {}
+        self._lent: dict[Any, dict[Extent, int]] = {}
 
     def __len__(self) -> int:
         return len(self._uses)
 
-    def hold(self, extent: tuple[int, ...]) -> None:
+    def hold(self, extent: Extent) -> None:
         self._uses[extent] = self._uses.get(extent, 0) + 1
 
-    def drop(self, extent: tuple[int, ...]) -> bool:
+    def drop(self, extent: Extent) -> bool:
         """One use less; True when that was the last one, and the range is to be freed."""
         left = self._uses.get(extent, 0) - 1
         if left < 0:
@@ -39,13 +40,13 @@ class RangeTable:
         del self._uses[extent]
         return True
 
-    def lend(self, reader: Any, extent: tuple[int, ...]) -> None:
+    def lend(self, reader: Any, extent: Extent) -> None:
         """The reader is sent a frame that names the range."""
         lent = self._lent.setdefault(reader, {})
         lent[extent] = lent.get(extent, 0) + 1
         self.hold(extent)
 
-    def returned(self, reader: Any, extent: tuple[int, ...]) -> bool:
+    def returned(self, reader: Any, extent: Extent) -> bool:
         """The reader released one opening; True when the range is to be freed. Unknown: ignored, it was settled."""
         lent = self._lent.get(reader)
         if not lent or extent not in lent:
@@ -55,7 +56,7 @@ class RangeTable:
             del lent[extent]
         return self.drop(extent)
 
-    def reader_died(self, reader: Any) -> list[tuple[int, ...]]:
+    def reader_died(self, reader: Any) -> list[Extent]:
         """All that the reader held is released; returns the ranges to be freed."""
         freed = []
         for extent, count in self._lent.pop(reader, {}).items():

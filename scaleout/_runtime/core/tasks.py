@@ -14,12 +14,12 @@ A pair that is not in a table is a bug: `illegal` raises with the task's story a
 
 from __future__ import annotations
 
-
 from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 PENDING = 0
 ASSIGNED = 1
@@ -87,13 +87,13 @@ class Task:
 
     def __init__(
         self,
-        group: object,
-        callable: object,
+        group: Any,
+        callable: Any,
         how: int,
         payload: bytes,
-        needs: Iterable[int],
-        stored: object,
-        sink: object,
+        needs: tuple[int, ...],
+        stored: Any,
+        sink: Any,
         index: int,
         profile: Profile,
     ) -> None:
@@ -111,12 +111,12 @@ class Task:
         self.attempts = 0
         self.max_retries: int | None = None  # the group's
         self.sequence = 0
-        self.runner: object = None
+        self.runner: Any = None
 
 
 def illegal(task: Task, event: str, story: Iterable[object]) -> InternalError:
     """The error for an event that the task's state does not admit."""
-    recent = "; ".join(str(entry) for entry in story)
+    recent = "; ".join(str(entry) for entry in story) or "nothing"
     return InternalError(
-        f"task {task.index} cannot {event} in state {STATE_NAMES[task.state]}; what happened before: {recent or 'nothing'}"
+        f"task {task.index} cannot {event} in state {STATE_NAMES[task.state]}; what happened before: {recent}"
     )

@@ -16,8 +16,8 @@ from scaleout._runtime.core.tasks import Profile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable
+    from typing import Any
 
     from scaleout._runtime.pickling.definitions import DefinitionBook
     from scaleout._runtime.pickling.encode import Encoded, Encoder
@@ -41,9 +41,7 @@ class CallableRecord:
 class CallableTable:
     """All records of an owner; used by submitting threads under one lock, and by the reactor."""
 
-    def __init__(
-        self, encoder: Encoder, book: DefinitionBook, store: Callable[[Encoded], tuple[bytes, Any]]
-    ) -> None:
+    def __init__(self, encoder: Encoder, book: DefinitionBook, store: Callable[[Encoded], tuple[bytes, Any]]) -> None:
         self.encoder = encoder
         self.book = book
         self._store = store

@@ -6,7 +6,8 @@ One per session. Everything here runs on the reactor thread unless a method says
 `core.dispatch`'s; this module turns facts (frames, deaths, timers) into its calls and its effects into frames.
 
 A *sink* is where results go: an object with `deliver(index, status, payload)`, called on the reactor thread, which must
-be quick and must not run user code. `payload` is bytes for OK, `StoredResult` for OK of a large result, a tuple for failures
+be quick and must not run user code. `payload` is bytes for OK, `StoredResult` for OK of a large result, a tuple for
+failures
 that the worker described, and for failures that the owner found whatever the status says.
 """
 
@@ -28,6 +29,7 @@ from scaleout._runtime.core.dispatch import Group
 from scaleout._runtime.core.ranges import RangeTable
 from scaleout._runtime.core.tasks import ASSIGNED, FINISHED, Task
 from scaleout._runtime.node.callables import CallableTable
+from scaleout._runtime.node.callbacks import CallbackThread
 from scaleout._runtime.node.host import Host
 from scaleout._runtime.node.peer import Peer
 from scaleout._runtime.node.reactor import READABLE, Reactor
@@ -40,21 +42,23 @@ from scaleout.errors import SessionClosedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable
+    from typing import Any
 
     from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.node.direct import Presence
     from scaleout._runtime.pickling.definitions import DefinitionBook
     from scaleout._runtime.pickling.encode import Encoded, Encoder
     from scaleout._runtime.store.exchange import Exchange
+    from scaleout._runtime.store.segment import Extent
 
 unpack_header = HEADER.unpack_from
 RESULT = frames.RESULT
 
 
 class WorkerGroup:
-    """The workers behind one Pool: the core's dispatcher and the effects' addressees. See `session` for its interface."""
+    """The workers behind one Pool: the core's dispatcher and the effects' addressees. See `session` for its
+    interface."""
 
     def __init__(self, core: Group, initializer: Any, hello: dict[str, Any]) -> None:
         self.core = core
@@ -99,7 +103,7 @@ class Owner:
         self._released = False
         self._foreign_bytes = 0  # of the store's budget, in the workers' segments
         self._result_ids = itertools.count(1)
-        self._unread: dict[int, tuple[Peer, list[tuple[int, ...]]]] = {}  # large results nobody has looked at yet
+        self._unread: dict[int, tuple[Peer, list[Extent]]] = {}  # large results nobody has looked at yet
         self._tick_armed = False
         self._memory_watched = False
         self._memory_kill_at = 0.0
@@ -125,14 +129,12 @@ class Owner:
     def submit(self, task: Task) -> None:
         self.post(task)
 
-    def store(
-        self, encoded: Encoded, share: Callable[[memoryview], Any] | None = None
-    ) -> tuple[bytes, list[tuple[int, ...]]]:
+    def store(self, encoded: Encoded, share: Callable[[memoryview], Any] | None = None) -> tuple[bytes, list[Extent]]:
         """Copy what is large into segments of ours; returns (body that names the places, the extents it names).
 
         Each extent is held once for the caller, those that `share` answered with included.
         """
-        extents: list[tuple[int, ...]] = []
+        extents: list[Extent] = []
         try:
             body = self.exchange.store(encoded, self._allocate, extents, share)
         except BaseException:
@@ -140,7 +142,7 @@ class Owner:
             raise
         return body, extents
 
-    def hold(self, extents: list[tuple[int, ...]]) -> None:
+    def hold(self, extents: list[Extent]) -> None:
         for extent in extents:
             self.ranges.hold(extent)
 
@@ -162,7 +164,7 @@ class Owner:
         extent: tuple[int, int, int] = answer[0]
         return extent
 
-    def release_extents(self, extents: list[tuple[int, ...]]) -> None:
+    def release_extents(self, extents: list[Extent]) -> None:
         """Any thread, finalizers included: uses taken by `store` are over."""
         self.post(partial(self._drop_extents, extents))
 
@@ -191,7 +193,9 @@ class Owner:
             claimed = lane.worker.words[control_page.CLAIMED]
         except ValueError:  # the worker is gone
             return False
-        return bool(claimed >= sequence and task.state == ASSIGNED and task.runner is lane and task.sequence == sequence)
+        return bool(
+            claimed >= sequence and task.state == ASSIGNED and task.runner is lane and task.sequence == sequence
+        )
 
     def cancel_pending(self, group: WorkerGroup) -> None:
         """Take back everything of the group that no worker has started. No more must be submitted."""
@@ -427,7 +431,9 @@ class Owner:
         """While tasks run: before the system kills what it likes, kill the newest task that may be run again."""
         self._memory_watched = False
         now = time.monotonic()
-        if now - self._memory_kill_at < limits.MEMORY_KILL_PAUSE_SECONDS or not memory.is_short(limits.MEMORY_SHORT_SHARE):
+        if now - self._memory_kill_at < limits.MEMORY_KILL_PAUSE_SECONDS or not memory.is_short(
+            limits.MEMORY_SHORT_SHARE
+        ):
             return
         running = [
             (peer.words[control_page.SINCE_NS], peer)
@@ -446,9 +452,7 @@ class Owner:
         peer: Peer = lane.worker
         index = peer.words[control_page.ITEM_INDEX]
         status = frames.WORKER_DIED
-        if peer.memory_usage is not None or (
-            peer.exitcode == -signal.SIGKILL and memory.oom_kills() > self._oom_kills
-        ):
+        if peer.memory_usage is not None or (peer.exitcode == -signal.SIGKILL and memory.oom_kills() > self._oom_kills):
             status = frames.OUT_OF_MEMORY
         facts = {
             "attempts": task.attempts,
@@ -481,8 +485,8 @@ class Owner:
     # -- cancelling, and limits of single tasks ----------------------------------------------------
 
     def _cancel(self, task: Task, answer: list[bool], done: Any) -> None:
-        claimed = task.runner.worker.words[control_page.CLAIMED] if task.state == ASSIGNED else 0  # type: ignore[attr-defined]
-        is_gone = task.group.core.cancel_asked(task, claimed)  # type: ignore[attr-defined]
+        claimed = task.runner.worker.words[control_page.CLAIMED] if task.state == ASSIGNED else 0
+        is_gone = task.group.core.cancel_asked(task, claimed)
         if is_gone is None:
             self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._cancel, task, answer, done))
             return
@@ -510,7 +514,8 @@ class Owner:
         self.reactor.call_later(delay_s, partial(self._look_at_time, found, timeout_s))
 
     def _look_at_time(self, found: Any, timeout_s: float) -> None:
-        """The task's time runs from when its worker claimed it. If that has not happened yet, it is not up before then."""
+        """The task's time runs from when its worker claimed it. If that has not happened yet, it is not up before
+        then."""
         task = found()
         if task is None or task.state == FINISHED:
             return
@@ -709,10 +714,10 @@ class Owner:
             self.post(partial(self._finish_undecodable, task, answer))
             return
         task.needs = needs
-        self.post(partial(task.group.core.resubmitted, task))  # type: ignore[attr-defined]
+        self.post(partial(task.group.core.resubmitted, task))
 
     def _finish_undecodable(self, task: Task, answer: Any) -> None:
-        if task.group.core.gave_up(task):  # type: ignore[attr-defined]
+        if task.group.core.gave_up(task):
             self._finish(task, frames.ARGUMENT_NOT_UNPICKLED, answer)
 
     def _stream_over(self, peer: Peer) -> None:
@@ -1003,24 +1008,24 @@ class Owner:
             peer.words[control_page.ALLOWANCE_BYTES] = peer.words[control_page.USED_BYTES] + spare // 2
         self._foreign_bytes = used - self.exchange.used_bytes
 
-    def _lend_extents(self, peer: Peer, extents: list[tuple[int, ...]]) -> None:
+    def _lend_extents(self, peer: Peer, extents: list[Extent]) -> None:
         for extent in extents:
             self.ranges.lend(peer, extent)
             peer.introduce_segment(extent[0], *self.exchange.fd_of(extent[0]))
 
-    def _drop_extents(self, extents: list[tuple[int, ...]]) -> None:
+    def _drop_extents(self, extents: list[Extent]) -> None:
         self._free([extent for extent in extents if self.ranges.drop(extent)])
 
-    def _free(self, extents: list[tuple[int, ...]]) -> None:
+    def _free(self, extents: list[Extent]) -> None:
         if extents and not self.is_over:
             self.exchange.free(extents)
             self._arm_trim()
 
-    def _result_settled(self, result_id: int, unopened: list[tuple[int, ...]]) -> None:
+    def _result_settled(self, result_id: int, unopened: list[Extent]) -> None:
         """Any thread, finalizers included: a large result was opened, or dropped without."""
         self.post(partial(self._settle_result, result_id, unopened))
 
-    def _settle_result(self, result_id: int, unopened: list[tuple[int, ...]]) -> None:
+    def _settle_result(self, result_id: int, unopened: list[Extent]) -> None:
         peer, extents = self._unread.pop(result_id)
         if self.is_over:
             if not self._unread:
@@ -1039,7 +1044,7 @@ class Owner:
             keep = [extent for extent in waiting if extent[0] == segment_id]
             self.exchange.writer_died(segment_id, keep)
 
-    def _send_free(self, peer: Peer, extents: list[tuple[int, ...]]) -> None:
+    def _send_free(self, peer: Peer, extents: list[Extent]) -> None:
         if peer.exit_status is None and peer.link.is_open:
             peer.link.queue(frame(frames.FREE, marshal.dumps(extents)))
             self._dirty_peer(peer)
@@ -1047,7 +1052,7 @@ class Owner:
     def _report_released(self) -> None:
         """The last views of results died here: their writers may use the ranges again."""
         self._released = False
-        by_segment: dict[int, list[tuple[int, ...]]] = {}
+        by_segment: dict[int, list[Extent]] = {}
         for extent in self.exchange.drain_released():
             by_segment.setdefault(extent[0], []).append(extent)
         for peer in self.peers.values():
@@ -1076,7 +1081,6 @@ class Owner:
             peer.forget_callables(ids)
             self._dirty_peer(peer)
 
-
     def _forget_definitions(self) -> None:
         """Names that were bound anew, and whose former definition no payload needs any more."""
         forgotten = self.callables.book.forgotten
@@ -1088,62 +1092,10 @@ class Owner:
                 self._dirty_peer(peer)
 
 
-class CallbackThread:
-    """Runs users' callbacks, and what else of theirs must not run on the reactor, in order, one at a time."""
-
-    def __init__(self) -> None:
-        self._queue: deque[Callable[[], None]] = deque()
-        self._ready = threading.Semaphore(0)
-        self.thread: threading.Thread | None = None
-        self._is_running = False
-        self._is_ending = False
-        self._lock = threading.Lock()
-
-    def put(self, function: Callable[[], None] | None) -> None:
-        """Any thread. None ends the thread after what is queued; what comes later still runs, in a thread for it."""
-        with self._lock:
-            self._is_ending = self._is_ending or function is None
-            if function is None and not self._is_running:
-                return
-            self._queue.append(function)  # type: ignore[arg-type]
-            self._ready.release()
-            if not self._is_running:
-                if self._is_ending:
-                    self._queue.append(None)  # type: ignore[arg-type]
-                    self._ready.release()
-                self._is_running = True
-                self.thread = threading.Thread(target=self._run, name="scaleout-callbacks", daemon=True)
-                self.thread.start()
-
-    def _run(self) -> None:
-        while True:
-            self._ready.acquire()
-            function = self._queue.popleft()
-            if function is None:
-                with self._lock:
-                    if not self._queue:
-                        self._is_running = False
-                        return
-                    self._queue.append(None)  # type: ignore[arg-type]
-                    self._ready.release()
-                continue
-            try:
-                function()
-            except BaseException:
-                threading.excepthook(threading.ExceptHookArgs((*sys_exc_info(), threading.current_thread())))
-            del function
-
-
 def _warn_of_smaller_group(size: int, reason: str) -> None:
     import warnings
 
     warnings.warn(f"a worker could not be started ({reason}); going on with {size}", RuntimeWarning, stacklevel=2)
-
-
-def sys_exc_info() -> Any:
-    import sys
-
-    return sys.exc_info()
 
 
 def _kill_orphan(pid: int) -> None:
@@ -1151,5 +1103,3 @@ def _kill_orphan(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except OSError:
         pass
-
-

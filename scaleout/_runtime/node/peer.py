@@ -13,8 +13,8 @@ from scaleout._runtime.wire.frames import HEADER, frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable
+    from typing import Any
 
     from scaleout._runtime.core.dispatch import Lane
     from scaleout._runtime.core.tasks import Task
@@ -49,7 +49,9 @@ class Peer:
         self.line = DirectLine()
         self.memory_usage: dict[int, int] | None = None  # set when it is killed because memory ran short
 
-    def send(self, tasks: list[Task], trace_items: bool, table: CallableTable, lend: Callable[[Peer, Any], None]) -> None:
+    def send(
+        self, tasks: list[Task], trace_items: bool, table: CallableTable, lend: Callable[[Peer, Any], None]
+    ) -> None:
         """Queue the tasks as frames, each after the callables and definitions that the worker lacks for it."""
         parts: list[bytes] = []
         known = self.known_callables
@@ -111,9 +113,7 @@ class Peer:
         """The worker gets the fd of a segment of ours before the first frame that names it."""
         if segment_id not in self.known_segments:
             self.known_segments.add(segment_id)
-            self.link.queue(
-                frame(frames.SEGMENT, marshal.dumps((size_bytes, is_on_disk)), number=segment_id), fd
-            )
+            self.link.queue(frame(frames.SEGMENT, marshal.dumps((size_bytes, is_on_disk)), number=segment_id), fd)
 
     def forget_callables(self, ids: list[int]) -> None:
         known = [callable_id for callable_id in ids if callable_id in self.known_callables]

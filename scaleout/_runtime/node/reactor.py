@@ -16,8 +16,8 @@ from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable
+    from typing import Any
 
 READABLE = select.POLLIN
 WRITABLE = select.POLLOUT
@@ -36,7 +36,7 @@ class Reactor:
         self._settle = settle
         self._at_end = at_end
         self._handlers: dict[int, Callable[[int], None]] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._timer_count = 0
         self._poller = _Poller()
         self._wake_fd, self._wake_write_fd = _wake_pair()
@@ -80,7 +80,7 @@ class Reactor:
         if self._handlers.pop(fd, None) is not None:
             self._poller.unregister(fd)
 
-    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+    def call_later(self, delay_s: float, function: Callable[[], object]) -> None:
         self._timer_count += 1
         heapq.heappush(self._timers, (time.monotonic() + delay_s, self._timer_count, function))
 

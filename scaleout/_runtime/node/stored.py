@@ -8,8 +8,8 @@ from scaleout.errors import ForeignSessionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable
+    from typing import Any
 
     from scaleout._runtime.store.exchange import Exchange
 
@@ -22,7 +22,9 @@ class StoredResult:
 
     __slots__ = ("_body", "_exchange", "_settle", "extents", "result_id")
 
-    def __init__(self, result_id: int, exchange: Exchange, body: bytes, settle: Callable[[int, list[Any]], None]) -> None:
+    def __init__(
+        self, result_id: int, exchange: Exchange, body: bytes, settle: Callable[[int, list[Any]], None]
+    ) -> None:
         self.result_id = result_id
         self._exchange = exchange
         self._body: bytes | None = body

@@ -136,7 +136,7 @@ class Encoder:
             needs = self._book.needs_of_stream(join_frames(stream.chunks))
             if needs is None:
                 return self._encode_by_value(obj, hint)
-        return stream.finish(needs)
+        return stream.finish(needs or _NOTHING)
 
     def _encode_by_value(self, obj: Any, hint: Hint | None) -> Encoded:
         encoded = self._encode_with(self._extra, obj)

@@ -9,12 +9,13 @@ import faulthandler
 import os
 import signal
 import sys
-from multiprocessing import process
+from multiprocessing import process as _process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+process: Any = _process  # much of what is used here is private to the standard library
 
 LOGGING_DEFAULT_LEVEL = 30
 """`logging.WARNING`, without the import."""
@@ -23,7 +24,7 @@ STACKS_SIGNAL = signal.SIGUSR2
 """A worker that gets it prints the stacks of its threads to stderr."""
 
 
-class WorkerProcess(process.BaseProcess):
+class WorkerProcess(_process.BaseProcess):
     """What `multiprocessing.current_process()` is in a worker."""
 
     def __init__(self, number: int, parent_identity: tuple[int, ...], authkey: bytes, parent: ParentProcess) -> None:
@@ -35,14 +36,14 @@ class WorkerProcess(process.BaseProcess):
         self._closed = False
         self._target = None
         self._args = ()
-        self._kwargs = {}
+        self._kwargs: dict[str, Any] = {}
         self._name = "SpawnPoolWorker-" + ":".join(str(part) for part in self._identity)
 
     def _check_closed(self) -> None:
         pass
 
 
-class ParentProcess(process._ParentProcess):  # type: ignore[misc]
+class ParentProcess(process._ParentProcess):
     """The owner of this worker; its sentinel is opened when somebody asks for it."""
 
     def __init__(self, name: str, pid: int) -> None:
@@ -52,7 +53,7 @@ class ParentProcess(process._ParentProcess):  # type: ignore[misc]
         self._parent_pid = None
         self._popen = None
         self._closed = False
-        self._config = {}
+        self._config: dict[str, Any] = {}
 
     @property
     def _sentinel(self) -> int:
@@ -88,7 +89,7 @@ def assume(info: dict[str, Any]) -> None:
         if info.get("root_logs_to_stderr"):
             logging.basicConfig(stream=sys.stderr)
     if info.get("hides_stdin", True):
-        sys.stdin = open(os.devnull)  # noqa: SIM115 - it lives as long as the process
+        sys.stdin = open(os.devnull)
 
 
 def resource_tracker_fd() -> int:
@@ -103,7 +104,7 @@ def use_resource_tracker(fd: int) -> None:
     """Report shared resources to the driver's tracker, so that they outlive this worker."""
     from multiprocessing import resource_tracker
 
-    resource_tracker._resource_tracker._fd = fd
+    resource_tracker._resource_tracker._fd = fd  # type: ignore[attr-defined]
 
 
 def owner_info() -> dict[str, Any]:

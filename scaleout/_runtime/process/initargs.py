@@ -26,7 +26,7 @@ class PassedFds:
         return len(self.fds) - 1
 
     @staticmethod
-    def DupFd(position: int) -> ReceivedFd:  # noqa: N802 - the name the standard library calls
+    def DupFd(position: int) -> ReceivedFd:
         return ReceivedFd(position)
 
     def close(self) -> None:

@@ -27,9 +27,9 @@ from scaleout._runtime.wire.link import Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable
     from types import FrameType
+    from typing import Any
 
     from scaleout._runtime.pickling.encode import Encoder
     from scaleout._runtime.pickling.namespace import Namespace
@@ -181,9 +181,7 @@ class Worker:
         flush_output()
         if self._exchange is not None:
             self.report_released()  # before the result, so that its reader finds the ranges warm
-        self.link.send_now(
-            pack(len(answer), frames.RESULT, status, min(duration, 0xFFFFFFFF), sequence) + answer
-        )
+        self.link.send_now(pack(len(answer), frames.RESULT, status, min(duration, 0xFFFFFFFF), sequence) + answer)
 
     def attempt(self, how: int, callable_id: int, payload: bytes, sequence: int) -> tuple[int, bytes]:
         """Decode, call, encode: (status, payload) for the result; (-1, b"") if the task went back undone."""
@@ -219,7 +217,7 @@ class Worker:
                 self.words[control_page.USED_BYTES] = self.exchange.used_bytes
                 return frames.OK | frames.STORED, body
             chunks = encoded.chunks
-            return frames.OK, chunks[0] if len(chunks) == 1 else b"".join(chunks)  # type: ignore[return-value]
+            return frames.OK, chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except BaseException as error:
             self.interruptible = False
             return self.encode_failure(frames.RESULT_NOT_PICKLED, error, result)
@@ -307,9 +305,7 @@ class Worker:
         return self._exchange
 
     def announce_segment(self, segment_id: int, fd: int, size_bytes: int, is_on_disk: bool) -> None:
-        self.link.send_now(
-            frame(frames.SEGMENT, marshal.dumps((size_bytes, is_on_disk)), number=segment_id), fd
-        )
+        self.link.send_now(frame(frames.SEGMENT, marshal.dumps((size_bytes, is_on_disk)), number=segment_id), fd)
 
     def report_released(self) -> None:
         exchange = self._exchange

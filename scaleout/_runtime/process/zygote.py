@@ -27,8 +27,8 @@ from scaleout._runtime.wire.link import Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable
+    from typing import Any
 
 
 class Channel:

@@ -17,8 +17,8 @@ from scaleout._runtime.store.writer import SegmentWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
     from collections.abc import Callable, Iterable
+    from typing import Any
 
     from scaleout._runtime.store.segment import Extent
 
@@ -60,7 +60,8 @@ class Exchange:
     ) -> bytes:
         """Copy the large parts of an encoded value into our segments; returns the body.
 
-        `extents` collects every range the body names, also on failure, when the caller counts uses; without it, what was
+        `extents` collects every range the body names, also on failure, when the caller counts uses; without it, what
+        was
         allocated is freed on failure. `share(buffer)` may answer with the place of the same buffer stored before.
         """
         allocate = allocate or self.allocate
