@@ -10,11 +10,9 @@ returns a handle:
     group.close() / terminate() / join()
     group.workers                                    objects with worker_id, number, pid, exitcode
 
-`how` is one of CALL_ARGS, CALL_ARGS_KWARGS, CALL_ITEM, MAP_ITEMS, STARMAP_ITEMS. `outcome(status, payload)` turns
-what a
-sink was given into (True, value) or (False, Failure); the shims map failures to the exceptions of the module they
-stand for.
-Another engine can be put under the shims by providing this module's names.
+`how` is one of CALL_ARGS, CALL_ARGS_KWARGS, CALL_ITEM, MAP_ITEMS, STARMAP_ITEMS. `outcome(status, payload)` turns what
+a sink was given into (True, value) or (False, Failure); the shims map failures to the exceptions of the module they
+stand for. Another engine can be put under the shims by providing this module's names.
 """
 
 from __future__ import annotations

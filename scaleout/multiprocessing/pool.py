@@ -52,8 +52,7 @@ class Pool:
 
     Arguments: those of `multiprocessing.Pool`, and `max_retries`, how often an item is started again after the
     worker that ran it died (default: SCALEOUT_MAX_RETRIES, 3). So an item may run more than once; with 0 it runs at
-    most
-    once.
+    most once.
 
     >>> with Pool(2) as pool:
     ...     pool.map(abs, [-1, 2, -3])

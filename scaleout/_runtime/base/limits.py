@@ -65,9 +65,8 @@ NESTING_DEPTH = 5
 
 MEMORY_WATCH_SECONDS = 0.25
 MEMORY_SHORT_SHARE = 0.01
-"""While tasks run: with less than this share of the memory left the newest retriable one is killed, to be run again
-later.
-The system's own killer is near then, and would as soon take the driver."""
+"""While tasks run: with less than this share of the memory left the newest retriable one is killed, to run again
+later. The system's own killer is near then, and would as soon take the driver."""
 
 MEMORY_KILL_PAUSE_SECONDS = 1.0
 """Between two such kills, so that the first can have an effect."""
@@ -78,8 +77,7 @@ OBJECT_PAGES_BYTES = 128 * 1024
 
 WARM_BYTES = 256 << 20
 """Freed pages a writer keeps committed while it is in use: reusing them is ten times faster than new ones. (64 MiB
-was too
-little: two 50 MB arrays in turn were always cold.)"""
+was too little: two 50 MB arrays in turn were always cold.)"""
 
 WARM_SECONDS = 2.0
 """After this long without use the warm pages go back to the system too."""

@@ -73,8 +73,7 @@ class EmbeddedSession:
         initializer_failures: int = limits.INITIALIZER_FAILURES,
     ) -> GroupHandle:
         """Start `size` workers; returns at once, before they are up. Not `takes_nameless`: lambdas and closures in
-        results
-        are refused. The group is broken after so many `initializer_failures` in a row."""
+        results are refused. The group is broken after so many `initializer_failures` in a row."""
         settings = self.settings
         core = Group(
             size,
@@ -450,8 +449,7 @@ class Batch:
     """The calls of one map on their way.
 
     With `shares`, a large buffer that occurs in several of them is stored once: the items are all there before the
-    first
-    is pickled, so the same memory means the same content. Never for items that a generator makes.
+    first is pickled, so the same memory means the same content. Never for items that a generator makes.
     """
 
     def __init__(

@@ -1,25 +1,20 @@
 """Direct calls: a thread that makes one call after another talks to an idle worker itself.
 
 A call through the reactor wakes four threads one after the other (reactor, worker, reactor, caller); a direct call
-wakes
-two, and needs the interpreter lock once instead of three times. So when nothing else is under way the reactor *lends*
-its
-idle workers: it stops watching their links and makes them blocking. A caller claims one, sends its frame, waits in
-`recvmsg`, and gives the claim back. As soon as the reactor wants the worker (other tasks are ready, the group closes)
-it
-takes the claim itself, or finds it taken and is told when it is free.
+wakes two, and needs the interpreter lock once instead of three times. So when nothing else is under way the reactor
+*lends* its idle workers: it stops watching their links and makes them blocking. A caller claims one, sends its frame,
+waits in `recvmsg`, and gives the claim back. As soon as the reactor wants the worker (other tasks are ready, the group
+closes) it takes the claim itself, or finds it taken and is told when it is free.
 
 The claim is one entry in a dict, made and looked at by `setdefault`: atomic, so that an exception can strike between
-any
-two instructions of the caller's (a signal handler may raise anywhere) and both sides still agree who holds it. What
+any two instructions of the caller's (a signal handler may raise anywhere) and both sides still agree who holds it. What
 is stored is a weak reference to an object that lives as long as the caller's frame (and the message by which it hands
 over): a claim whose reference is dead was left behind by an exception. Then nobody knows what of the stream was read,
 and the worker is given up.
 
 Whatever is not the usual answer (another frame, a large result, the end of the stream) is handed to the reactor, with
 what was read; the call goes on there like any other. Rejected: letting callers run the reactor's own code while they
-wait.
-That puts its state under the signal handlers of the main thread.
+wait. That puts its state under the signal handlers of the main thread.
 """
 
 from __future__ import annotations
@@ -91,9 +86,8 @@ def call(
     take_over: Callable[[Peer, bytes, int, bool, Presence], None],
     lane_wanted: Callable[[Peer], None],
 ) -> bool:
-    """Make the call on one of the lent workers. True: `answer` has the result. False: nothing was sent, or the
-    reactor has
-    taken the call over, as `answer.was_sent` says."""
+    """Make the call on one of the lent workers. True: `answer` has the result. False: nothing was sent, or the reactor
+    has taken the call over, as `answer.was_sent` says."""
     presence = Presence()
     mark = weakref.ref(presence)
     for peer in peers:

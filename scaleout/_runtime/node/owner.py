@@ -7,8 +7,7 @@ One per session. Everything here runs on the reactor thread unless a method says
 
 A *sink* is where results go: an object with `deliver(index, status, payload)`, called on the reactor thread, which must
 be quick and must not run user code. `payload` is bytes for OK, `StoredResult` for OK of a large result, a tuple for
-failures
-that the worker described, and for failures that the owner found whatever the status says.
+failures that the worker described, and for failures that the owner found whatever the status says.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ RESULT = frames.RESULT
 
 
 class WorkerGroup:
-    """The workers behind one Pool: the core's dispatcher and the effects' addressees. See `session` for its
-    interface."""
+    """The workers behind one Pool: the core's dispatcher and the effects' addressees. Its interface: `session`."""
 
     def __init__(self, core: Group, initializer: Any, hello: dict[str, Any]) -> None:
         self.core = core
@@ -514,8 +512,7 @@ class Owner:
         self.reactor.call_later(delay_s, partial(self._look_at_time, found, timeout_s))
 
     def _look_at_time(self, found: Any, timeout_s: float) -> None:
-        """The task's time runs from when its worker claimed it. If that has not happened yet, it is not up before
-        then."""
+        """The task's time runs from when its worker claimed it. If that has not happened yet, it is not up."""
         task = found()
         if task is None or task.state == FINISHED:
             return
