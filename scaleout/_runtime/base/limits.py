@@ -72,9 +72,6 @@ MEMORY_KILL_PAUSE_SECONDS = 1.0
 """Between two such kills, so that the first can have an effect."""
 
 # -- store --------------------------------------------------------------------------------------
-OBJECT_PAGES_BYTES = 128 * 1024
-"""Buffers of this size and more own whole pages and are mapped; smaller ones are copied out."""
-
 WARM_BYTES = 256 << 20
 """Freed pages a writer keeps committed while it is in use: reusing them is ten times faster than new ones. (64 MiB
 was too little: two 50 MB arrays in turn were always cold.)"""

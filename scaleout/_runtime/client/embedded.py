@@ -329,7 +329,7 @@ class GroupHandle:
         ):
             chunks = encoded.chunks
             payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            answer = direct.DirectCall()
+            answer = direct.Answer()
             sinks: list[Any] = []
 
             def take_over(peer: Peer, data: bytes, sequence: int, is_broken: bool, presence: direct.Presence) -> None:

@@ -66,13 +66,12 @@ class Presence:
     __slots__ = ("__weakref__",)
 
 
-class DirectCall:
-    """One attempt to make a call directly; `take_over` hands it to the reactor."""
+class Answer:
+    """What a direct call answered."""
 
-    __slots__ = ("payload", "status", "was_sent")
+    __slots__ = ("payload", "status")
 
     def __init__(self) -> None:
-        self.was_sent = False
         self.status = 0
         self.payload = b""
 
@@ -82,12 +81,12 @@ def call(
     how: int,
     record: Any,
     payload: bytes,
-    answer: DirectCall,
+    answer: Answer,
     take_over: Callable[[Peer, bytes, int, bool, Presence], None],
     lane_wanted: Callable[[Peer], None],
 ) -> bool:
-    """Make the call on one of the lent workers. True: `answer` has the result. False: nothing was sent, or the reactor
-    has taken the call over, as `answer.was_sent` says."""
+    """Make the call on one of the lent workers. True: `answer` has the result. False: nothing was sent, or `take_over`
+    was called: the reactor goes on with the call."""
     presence = Presence()
     mark = weakref.ref(presence)
     for peer in peers:
@@ -102,7 +101,6 @@ def call(
                 continue
             lane = peer.lane
             sequence = lane.next_sequence
-            answer.was_sent = True
             lane.next_sequence = sequence + 1
             link = peer.link
             try:

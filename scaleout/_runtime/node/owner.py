@@ -72,7 +72,6 @@ class WorkerGroup:
         self.is_terminating = False
         self.carrying: list[tuple[Any, ...]] = []  # effects that are being carried out
         self.numbers = itertools.count(1)
-        self.on_workers_changed: Callable[[list[Peer]], None] = lambda peers: None
 
 
 class Owner:
@@ -340,7 +339,6 @@ class Owner:
                 self.callbacks.put(partial(_warn_of_smaller_group, group.core.size, str(error)))
         if self.host is not None:
             self._dirty(self.host.link)
-        group.on_workers_changed(group.peers)
 
     def _start_worker(self, group: WorkerGroup, host: Host) -> None:
         """Ask for one worker; OSError leaves nothing behind."""
@@ -762,7 +760,6 @@ class Owner:
         peer.has_exited.set()
         if peer.segments:
             self._writer_died(peer.segments)
-        group.on_workers_changed(group.peers)
         self._end_if_over(group)
 
     # -- facts from the zygote -------------------------------------------------------------------
