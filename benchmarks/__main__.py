@@ -39,7 +39,10 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """0, also when bars are missed; 1 when a contender failed outright."""
     arguments = _arguments()
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    words = sys.argv[1:]
+    if "--json" in words:  # where the samples went is of no use to a reader
+        del words[words.index("--json") : words.index("--json") + 2]
+    command = shlex.join(["python", "-m", "benchmarks", *words])
     experiments = [e for e in EXPERIMENTS if any(r.name in arguments.rows for r in e.rows)]
     outcomes: dict[str, dict[str, Outcome]] = {}
     start = time.monotonic()

@@ -91,7 +91,7 @@ def _run_one(supervisor: Supervisor, module: str, suite: Suite, wanted: Callable
     _say(f"{suite.name} ({suite.upstream})")
     if not _is_installed(suite.upstream):
         return SuiteResult(
-            suite.name, skipped=f"{suite.upstream} is not installed with {sys.executable}: {suite.where_to_get}"
+            suite.name, skipped=f"{suite.upstream} is not installed with this Python: {suite.where_to_get}"
         )
     if suite.script_probe:
         _require_script_import(suite.script_probe)

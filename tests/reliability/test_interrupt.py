@@ -185,7 +185,9 @@ def test_ctrl_c_twice_ends_the_program(whole_group: bool, tmp_path: Path) -> Non
         program.interrupt(whole_group)
         program.wait_for("first")
         program.interrupt(whole_group)
-        assert program.finish() == -signal.SIGINT
+        # 1 if some thread happens to `exec` between the exception and the exit, as the import of a named tuple does:
+        # the interpreter's note that it is to end by SIGINT is a global that every `exec` clears.
+        assert program.finish() in (-signal.SIGINT, 1), program.stdout + program.stderr
         print(f"CTRL-C twice {'group' if whole_group else 'driver'}: {time.monotonic() - sent_at:.3f}")
         # One traceback: the driver's own.
         assert program.stderr.count("Traceback (most recent call last)") <= 2, program.stderr
@@ -287,6 +289,7 @@ class Injector:
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         if "/scaleout/" not in frame.f_code.co_filename:
             return None
+        frame.f_trace = self._trace  # or 3.13 does not take notice of the next line
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         if event == "opcode" and self._may_be_interrupted(frame):
