@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.core.dispatch import DEAD, OPEN, RETIRING, Group, Lane
+from scaleout._runtime.core.dispatch import DEAD, LENT, OPEN, RETIRING, SERVING, Group, Lane
 from scaleout._runtime.core.tasks import ASSIGNED, FINISHED, PENDING, SUSPECT, Profile, Task
 from scaleout.errors import InternalError
 
@@ -108,6 +108,13 @@ def test_each_worker_gets_a_share() -> None:
     assert {name for name, *_ in effects} == {"send"}
     assert {lane for _, lane, _ in effects} == {0, 1}
     assert sorted(index for _, _, tasks in effects for index in tasks) == [0, 1, 2, 3]
+
+
+def test_the_shares_are_equal() -> None:
+    story = Story(2)
+    story.ready(0, 1)
+    effects = story.submit(*(make_task(i, short_profile()) for i in range(4)))
+    assert effects == [("send", 1, [0, 1]), ("send", 0, [2, 3])]
 
 
 def test_an_unknown_function_is_not_prefetched() -> None:
@@ -580,6 +587,9 @@ class SimulatedWorker:
         self.reports: deque[tuple[Any, ...]] = deque()
         self.is_told_to_exit = False
         self.settling: list[int] = []
+        self.direct: Task | None = None  # what a submitting thread has it run, past the dispatcher
+        self.is_direct_done = False
+        self.is_reclaimed = False  # while the direct call is under way
 
 
 class Dispatching(RuleBasedStateMachine):
@@ -640,6 +650,13 @@ class Dispatching(RuleBasedStateMachine):
     def do_interrupt(self, lane: Lane, tasks: list[Task]) -> None:
         pass  # the running one may end at any time anyhow
 
+    def do_reclaim(self, lane: Lane) -> None:
+        worker = self.worker_of(lane)
+        if worker.direct is None:
+            self.group.lane_came_back(lane)
+        else:
+            worker.is_reclaimed = True
+
     def do_failed(self, task: Task, lane: Lane) -> None:
         assert self.starts[task.index] == self.max_retries + 1
         self.end(task)
@@ -689,7 +706,10 @@ class Dispatching(RuleBasedStateMachine):
             sequence, task = worker.running
             worker.running = None
             self.starts[task.index] += 1
-            worker.reports.append(("finished", sequence))
+            if task is worker.direct:
+                worker.is_direct_done = True  # its caller reads the answer
+            else:
+                worker.reports.append(("finished", sequence))
         elif worker.queue:
             sequence, task = worker.queue.popleft()
             worker.claimed = sequence
@@ -705,10 +725,78 @@ class Dispatching(RuleBasedStateMachine):
             worker.running = (sequence, task)
             assert sum(1 for other in self.workers if other.running) <= self.group.size
 
-    @precondition(lambda self: any(worker.running for worker in self.workers))
+    @rule(are_ready=st.booleans())
+    def lend(self, are_ready: bool) -> None:
+        for worker in self.workers if are_ready else []:
+            self.group.worker_ready(worker.lane)
+        self.settle()
+        lent = self.group.lend_idle()
+        assert all(not lane.inflight for lane in lent)
+        self.settle()
+
+    def idle_lent(self) -> list[SimulatedWorker]:
+        return [w for w in self.workers if w.lane.state == LENT and w.direct is None]
+
+    @precondition(lambda self: self.idle_lent())
+    @rule(data=st.data())
+    def direct_call(self, data: st.DataObject) -> None:
+        """A thread claims a lent worker and sends it a call itself."""
+        worker = data.draw(st.sampled_from(self.idle_lent()))
+        lane = worker.lane
+        task = make_task(len(self.tasks), self.profiles[0], 10, 0)
+        self.tasks.append(task)
+        task.sequence = lane.next_sequence
+        lane.next_sequence += 1
+        worker.direct = task
+        worker.queue.append((task.sequence, task))
+
+    @precondition(lambda self: any(worker.is_direct_done for worker in self.workers))
+    @rule(data=st.data())
+    def direct_answer_is_read(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.is_direct_done]))
+        self.read_direct_answer(worker)
+        self.settle()
+
+    def read_direct_answer(self, worker: SimulatedWorker) -> None:
+        assert worker.direct is not None
+        worker.direct.state = FINISHED
+        self.end(worker.direct)
+        worker.direct = None
+        worker.is_direct_done = False
+        if worker.is_reclaimed:
+            worker.is_reclaimed = False
+            self.group.lane_came_back(worker.lane)
+
+    @precondition(lambda self: any(worker.direct for worker in self.workers))
+    @rule(data=st.data(), is_broken=st.booleans())
+    def direct_call_is_handed_over(self, data: st.DataObject, is_broken: bool) -> None:
+        """Its answer is unusual, or an exception has struck its caller, who leaves nobody knows what half read."""
+        worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.direct]))
+        self.hand_over(worker, is_broken)
+        self.settle()
+
+    def hand_over(self, worker: SimulatedWorker, is_broken: bool = False) -> None:
+        task, worker.direct = worker.direct, None
+        assert task is not None
+        is_done, worker.is_direct_done = worker.is_direct_done, False
+        worker.is_reclaimed = False
+        self.group.lane_came_back(worker.lane)
+        if is_broken:
+            task.state = FINISHED
+            self.end(task)
+            worker.running = None
+            worker.queue.clear()
+            worker.is_told_to_exit = True
+            self.group.lane_given_up(worker.lane)
+        else:
+            self.group.taken_over(worker.lane, task)
+            if is_done:
+                worker.reports.append(("finished", task.sequence))
+
+    @precondition(lambda self: any(worker.running and not worker.direct for worker in self.workers))
     @rule(data=st.data())
     def worker_cannot_decode(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.running]))
+        worker = data.draw(st.sampled_from([w for w in self.workers if w.running and not w.direct]))
         sequence, _ = worker.running  # type: ignore[misc]
         worker.running = None
         worker.reports.append(("undecodable", sequence))
@@ -767,11 +855,15 @@ class Dispatching(RuleBasedStateMachine):
             self.settle()
 
     def bury(self, worker: SimulatedWorker, is_charged: bool) -> None:
+        if worker.direct is not None:
+            self.hand_over(worker)
+        elif worker.lane.state == LENT:
+            self.group.lane_came_back(worker.lane)
         while worker.reports:  # its stream is read to the end
             self.hear(worker)
         if worker.running is not None:
             _, task = worker.running
-            if is_charged:
+            if is_charged or not self.max_retries:  # without retries it runs at most once, whoever is to blame
                 self.starts[task.index] += 1
             else:
                 self.excused[task.index] += 1
@@ -799,6 +891,13 @@ class Dispatching(RuleBasedStateMachine):
             self.end(task)
         self.settle()
 
+    @precondition(lambda self: not self.group.is_closing and not self.group.is_broken and not self.group.busy)
+    @rule(size=st.integers(1, 4))
+    def resize(self, size: int) -> None:
+        if not any(worker.direct for worker in self.workers):
+            self.group.resized(size)
+            self.settle()
+
     @precondition(lambda self: not self.group.is_closing)
     @rule(luck=st.integers(0, 5))
     def close(self, luck: int) -> None:
@@ -825,6 +924,8 @@ class Dispatching(RuleBasedStateMachine):
             for worker in list(self.workers):
                 self.group.worker_ready(worker.lane)
                 self.step(worker)
+                if worker.is_direct_done:
+                    self.read_direct_answer(worker)
                 while worker.reports:
                     self.hear(worker)
                 while worker.settling:
@@ -838,6 +939,9 @@ class Dispatching(RuleBasedStateMachine):
         lost = [task.index for task in self.tasks if not self.ended[task.index]]
         assert not lost, f"tasks {lost} never ended"
         assert not self.group.has_work
+        if not self.group.is_closing and not self.group.is_broken:
+            serving = [lane for lane in self.group.lanes if lane.state in SERVING]
+            assert len(serving) == self.group.size, (len(serving), self.group.size)
 
 
 TestDispatching = Dispatching.TestCase

@@ -311,10 +311,13 @@ class Group:
         if self.is_broken:
             return
         wanted = min(self.size, len(self.ready)) if self.is_closing else self.size
-        missing = wanted - self.asked - sum(1 for lane in self.lanes if lane.state in SERVING)
+        missing = wanted - self.asked - self._serving()
         if missing > 0:
             self.asked += missing
             self.effects.append(("start", missing))
+
+    def _serving(self) -> int:
+        return sum(1 for lane in self.lanes if lane.state in SERVING)
 
     def worker_started(self, worker: Any) -> Lane:
         self.asked = max(0, self.asked - 1)
@@ -376,13 +379,13 @@ class Group:
 
     def refused(self) -> None:
         """A worker in `lanes` could not be started: the group goes on with the others; without any, it is broken."""
-        others = sum(1 for lane in self.lanes if lane.state in SERVING) - 1
+        others = self._serving() - 1
         self._shrink(others + self.asked)
 
     def start_refused(self, count: int) -> None:
         """So many of the workers that "start" asked for will not come."""
         self.asked = max(0, self.asked - count)
-        self._shrink(self.asked + sum(1 for lane in self.lanes if lane.state in SERVING))
+        self._shrink(self.asked + self._serving())
 
     def _shrink(self, size: int) -> None:
         self.size = max(0, min(self.size, size))
@@ -400,7 +403,7 @@ class Group:
 
     def resized(self, size: int) -> None:
         self.size = size
-        excess = sum(1 for lane in self.lanes if lane.state in SERVING) - size
+        excess = self._serving() - size
         for lane in sorted(self.lanes, key=lambda lane: len(lane.inflight)):
             if excess <= 0:
                 break
@@ -435,6 +438,9 @@ class Group:
         """Nobody talks to it directly any more."""
         if lane.state == LENT:
             lane.state = OPEN
+            if self._serving() > self.size:  # resized in the meantime
+                self._retire(lane)
+                return
             self._list(lane)
             if self.is_closing:
                 self._retire_idle()
@@ -552,8 +558,9 @@ class Group:
             if room <= 0:
                 self._unlist(lane)
                 continue
-            share = len(ready) // (len(self.open_lanes) or 1)
-            self._assign(lane, min(room, share or 1))
+            # An idle lane gets its share among the idle: those before it have theirs, and stand behind it again.
+            sharing = len(self.open_lanes) if held else min(len(self.open_lanes), self.size - self.busy)
+            self._assign(lane, min(room, len(ready) // sharing or 1))
         if ready or self.is_closing:
             self._want_lanes()
         if self.is_closing:
