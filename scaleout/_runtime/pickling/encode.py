@@ -15,6 +15,7 @@ import pickle
 
 from scaleout._runtime.pickling import by_value, reducers
 from scaleout._runtime.pickling.by_value import LACKS_A_NAME, ByValuePickler
+from scaleout._runtime.pickling.flat import MANY_ITEMS, encode_flat
 from scaleout._runtime.pickling.names import STACK_GLOBAL, join_frames
 from scaleout._runtime.pickling.stream import OUT_OF_BAND_BYTES, Encoded, Stream
 
@@ -75,6 +76,11 @@ class Encoder:
             self._watch_reducers()
         if hint is not None and hint.is_by_value:
             return self._encode_by_value(obj, hint)
+        first = obj[0] if type(obj) is tuple and obj else obj  # arguments of a call, or a result
+        if type(first) is list and len(first) >= MANY_ITEMS:
+            encoded = encode_flat(obj)
+            if encoded is not None:
+                return encoded
         pool = self._pool
         try:
             entry = pool.pop()
