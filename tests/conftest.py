@@ -19,6 +19,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import re
 import sys
 import threading
 import time
@@ -27,6 +28,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+
+MAKER_IN_NAME = re.compile(r"(?:sem\.loky-|joblib_memmapping_folder_)(\d+)")
 
 HANG_AFTER_S = 120.0
 SLOW_HANG_AFTER_S = 600.0
@@ -167,7 +170,11 @@ def _describe_process(pid: str) -> str:
 
 
 def _is_used_by_others(shm_name: str) -> bool:
-    """Whether a process that is not ours maps or holds this entry: tests in other processes make entries too."""
+    """Whether a process that is not ours maps or holds this entry, or has put its number into the name: tests in other
+    processes make entries too, and those that kill one leave its entries behind."""
+    made_by = MAKER_IN_NAME.match(shm_name)
+    if made_by is not None and made_by[1] != str(os.getpid()) and not _is_ours(made_by[1]):
+        return True
     try:
         entry = os.stat(f"/dev/shm/{shm_name}")
     except OSError:
