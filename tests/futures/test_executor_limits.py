@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from concurrent.futures import wait
+from concurrent.futures import TimeoutError, wait  # of its own before Python 3.11
 from pathlib import Path
 from typing import Any
 

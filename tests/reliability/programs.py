@@ -20,18 +20,21 @@ MARK_NAME = "SCALEOUT_INTERNAL_PROGRAM"
 
 
 class Program:
-    """A running script, alone in its session. What it and its workers print is collected."""
+    """A running script, given as text or as its path, alone in its session. What it and its workers print is kept."""
 
-    def __init__(self, script: str, directory: Path, **environ: str) -> None:
+    def __init__(self, script: str | Path, directory: Path, *arguments: str, **environ: str) -> None:
         self.directory = directory
         self.mark = f"{MARK_NAME}={uuid.uuid4().hex}"
         self.temporary = directory / "tmp"
         self.temporary.mkdir(exist_ok=True)
         name, value = self.mark.split("=")
-        path = directory / "program.py"
-        path.write_text(textwrap.dedent(script))
+        if isinstance(script, Path):
+            path = script
+        else:
+            path = directory / "program.py"
+            path.write_text(textwrap.dedent(script))
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "always::ResourceWarning", str(path)],
+            [sys.executable, "-W", "always::ResourceWarning", str(path), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -122,8 +125,8 @@ class Program:
 
 
 @contextmanager
-def running(script: str, directory: Path, **environ: str) -> Iterator[Program]:
-    program = Program(script, directory, **environ)
+def running(script: str | Path, directory: Path, *arguments: str, **environ: str) -> Iterator[Program]:
+    program = Program(script, directory, *arguments, **environ)
     try:
         yield program
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -143,6 +144,9 @@ def test_exit_right_after_the_start(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(
+    sys.version_info[:2] == (3, 12), reason="CPython 3.12 starts no process or thread in atexit functions"
+)
 def test_functions_registered_with_atexit_run(tmp_path: Path) -> None:
     """In the driver, where they may use pools if they were registered first; in workers, when their pool is closed."""
     lines, _ = run(

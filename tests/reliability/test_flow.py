@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from faults import DEADLINE_S
 
-from scaleout._runtime.node import owner as owner_module
+from scaleout._runtime.node import supervisor as supervisor_module
 from scaleout._runtime.node.reactor import Reactor
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire import link as link_module
@@ -168,18 +168,28 @@ def test_frames_and_descriptors_arrive_whole_and_in_order(seed: int) -> None:
 
 def test_a_link_whose_stream_is_over_is_not_watched_any_more() -> None:
     """It may still have something to send when its worker leaves: that once ended the reactor's thread."""
-    reactor = Reactor("test-reactor", lambda item: None, lambda: None, lambda: None)
     ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    link = Link(ours)
+
+    def more_than_the_socket_takes() -> None:
+        link.queue(bytes(1 << 24))
+        reactor.flush_soon(link)
+        reactor.post(None)  # another turn
+
+    def its_stream_is_over() -> None:
+        reactor.forget(ours.fileno())
+        theirs.close()
+        reactor.flush_soon(link)  # into the void, so that nothing is left to wait for
+        reactor.stop()
+
+    turns = [its_stream_is_over, more_than_the_socket_takes]
+    reactor = Reactor("test-reactor", lambda item: None, lambda: turns.pop()(), lambda: None)
     reactor.watch(ours.fileno(), lambda events: None)
-    reactor.watch_writable(ours.fileno(), True)
-    reactor.forget(ours.fileno())
-    reactor.watch_writable(ours.fileno(), False)
-    ours.close()
-    theirs.close()
-    reactor.stop()
     reactor.start()
     reactor.thread.join(DEADLINE_S)
-    assert reactor.failure is None
+    link.close()
+    assert reactor.failure is None and not turns
 
 
 def test_a_link_that_is_closed_takes_nothing_and_leaks_nothing() -> None:
@@ -280,7 +290,7 @@ def test_fewer_workers_than_asked_for(
     module: Any, name: str, after: int, warm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[Any] = []
-    monkeypatch.setattr(owner_module, "_warn_of_smaller_group", lambda *arguments: warned.append(arguments))
+    monkeypatch.setattr(supervisor_module, "warn_of_smaller_group", lambda *arguments: warned.append(arguments))
     with monkeypatch.context() as patch:
         refuse(patch, module, name, errno.ENOMEM, after=after)
         with Pool(5) as pool:
@@ -291,12 +301,12 @@ def test_fewer_workers_than_asked_for(
 
 def test_the_warning_of_a_smaller_group() -> None:
     with pytest.warns(RuntimeWarning, match=r"a worker could not be started \(no room\); going on with 3"):
-        owner_module._warn_of_smaller_group(3, "no room")
+        supervisor_module.warn_of_smaller_group(3, "no room")
 
 
 def test_a_replacement_is_refused(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The group goes on with those that are left."""
-    monkeypatch.setattr(owner_module, "_warn_of_smaller_group", lambda *arguments: None)
+    monkeypatch.setattr(supervisor_module, "warn_of_smaller_group", lambda *arguments: None)
     with Pool(2) as pool, monkeypatch.context() as patch:
         pool.map(abs, range(4), chunksize=1)
         refuse(patch, socket, "socketpair", errno.EMFILE)

@@ -351,7 +351,7 @@ def check_usable(pool: Any, where: str) -> None:
 
 
 def owned_ranges(pool: Any) -> int:
-    return len(pool._group._owner.ranges)
+    return len(pool._group._owner.objects.ranges)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, Alarm])

@@ -31,7 +31,7 @@ def memory_of(pid: int) -> int:
 def recycle(count: int, growth_bytes: int) -> None:
     with Pool(2, maxtasksperchild=1) as pool:
         pool.map(serve, range(40), chunksize=1)  # what grows once has grown
-        zygote = pool._group._owner.host.pid  # workers may be gone before one could ask for their parent
+        zygote = pool._group._owner.keeper.host.pid  # workers may be gone before one could ask for their parent
         before = fds_of(os.getpid()), fds_of(zygote)
         memory = memory_of(os.getpid()), memory_of(zygote)
         done = pool.map(serve, range(count), chunksize=1)
