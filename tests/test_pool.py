@@ -182,7 +182,7 @@ class TestArrays:
         with Pool(2) as pool:
             pool.map(abs, [1])
             results = pool.starmap_async(add_in_place, [(array, 0)] * 20, chunksize=1)
-            assert pool._group._owner.exchange.used_bytes <= 2 * array.nbytes
+            assert pool._group._owner.objects.exchange.used_bytes <= 2 * array.nbytes
             assert results.get(60) == [1_000_000.0] * 20
 
     def test_a_generator_that_refills_one_buffer_delivers_each_content(self) -> None:
@@ -201,11 +201,22 @@ class TestArrays:
             for _ in range(10):
                 pool.apply(np.sum, (np.ones(500_000),))
                 pool.apply(np.ones, (500_000,))
-            owner = pool._group._owner
+            objects = pool._group._owner.objects
             deadline = time.monotonic() + 30
-            while len(owner.ranges) or owner._unread:
+            while len(objects.ranges) or objects.unread:
                 assert pool.apply(abs, (-1,)) == 1
                 assert time.monotonic() < deadline
+
+    def test_ranges_of_initializer_arguments_are_given_back(self) -> None:
+        """They were kept until the last pool of the process ended."""
+        with Pool(1):
+            with Pool(2, initializer=np.sum, initargs=(np.ones(500_000),)) as pool:
+                assert pool.map(abs, [-1, -2]) == [1, 2]
+                objects = pool._group._owner.objects
+                assert len(objects.ranges)
+                pool.close()
+                pool.join()
+            assert not len(objects.ranges)
 
     def test_beyond_the_budget_values_go_to_disk_and_come_back(self, tmp_path: Path) -> None:
         code = """

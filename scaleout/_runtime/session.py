@@ -12,7 +12,8 @@ returns a handle:
 
 `how` is one of CALL_ARGS, CALL_ARGS_KWARGS, CALL_ITEM, MAP_ITEMS, STARMAP_ITEMS. `outcome(status, payload)` turns what
 a sink was given into (True, value) or (False, Failure); the shims map failures to the exceptions of the module they
-stand for. Another engine can be put under the shims by providing this module's names.
+stand for, each by a subclass of `Exceptions`. Another engine can be put under the shims by providing this module's
+names.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import threading
 from scaleout._runtime.base import context
 from scaleout._runtime.base.limits import EAGER_ITEMS, FEED_TASKS
 from scaleout._runtime.base.settings import Settings
+from scaleout._runtime.client.exceptions import Exceptions
 from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.client.processes import WorkerProcess
-from scaleout._runtime.client.stories import story_of_death, story_of_refusal, text_of
 from scaleout._runtime.core.tasks import Profile
 from scaleout._runtime.node import host
 from scaleout._runtime.wire.frames import (
@@ -53,6 +54,8 @@ from scaleout._runtime.wire.frames import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scaleout._runtime.client.embedded import EmbeddedSession
 
 __all__ = [
@@ -77,19 +80,19 @@ __all__ = [
     "TASK_RAISED",
     "TIMED_OUT",
     "WORKER_DIED",
+    "Exceptions",
     "Failure",
     "Profile",
     "WorkerProcess",
+    "at_close_idle",
     "close_all",
     "close_idle",
     "cpu_count",
     "default_session",
     "dump_stacks",
+    "is_inline",
     "outcome",
     "set_preload",
-    "story_of_death",
-    "story_of_refusal",
-    "text_of",
     "warm_process_ids",
 ]
 
@@ -170,8 +173,21 @@ def cpu_count() -> int:
     return Settings.from_environ(os.environ).num_cpus
 
 
+def is_inline() -> bool:
+    """Whether calls run in the thread that makes them: SCALEOUT_INLINE."""
+    if _session is not None:
+        return _session.settings.inline
+    return Settings.from_environ(os.environ).inline
+
+
+at_close_idle: list[Callable[[], None]] = []
+"""What shims keep warm themselves ends by these."""
+
+
 def close_idle() -> None:
     """End what is kept warm for the next group."""
+    for close in at_close_idle:
+        close()
     if _session is not None:
         _session.close_idle()
 

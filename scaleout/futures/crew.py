@@ -1,12 +1,14 @@
 """What stands behind an executor and outlives it: the worker group, its size, and why it takes no more calls.
 
 Futures and iterators hold the crew, never the executor. So an executor that is dropped finishes its calls, and then its
-workers end. At the interpreter's exit every crew that is still there does the same, and is waited for.
+workers end. At the interpreter's exit every crew that is still there does the same, and is waited for; but if it is
+Ctrl-C that ends the program, what is left is given up.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 from scaleout._runtime.session import (
@@ -59,6 +61,8 @@ class Crew:
         self._results = 0  # from workers, while there are fewer than there may be; the runtime's thread counts
         self._taken = 0  # of these, how many have stood for an idle worker
         self._lock = threading.RLock()
+        self.submitted = 0  # roughly: threads may overtake one another
+        self._submitted_when_awaited = 0
 
     def check(self) -> None:
         """Raise if no call can be made."""
@@ -100,6 +104,12 @@ class Crew:
             _crews.pop(crew, None)
         self.group = group
         _crews[self] = None
+
+    def awaited(self) -> None:
+        """A thread begins to wait for a call. If one call is made and awaited after the other, make them directly."""
+        if self.submitted == self._submitted_when_awaited + 1:
+            self.group.want_direct()
+        self._submitted_when_awaited = self.submitted
 
     # -- what the runtime tells -------------------------------------------------------------------
 
@@ -153,11 +163,19 @@ def _finish_all() -> None:
     global _is_exiting
     _is_exiting = True
     crews = list(_crews)
+    is_interrupted = _is_ended_by_ctrl_c()
     for crew in crews:
         crew.close(AFTER_EXIT)
+        if is_interrupted and crew.has_workers:
+            crew.group.drop_all()
     for crew in crews:
         crew.join()
     close_idle()
+
+
+def _is_ended_by_ctrl_c() -> bool:
+    """Whether the exception that nobody caught is KeyboardInterrupt; at a prompt it may be one of long ago."""
+    return isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and not hasattr(sys, "ps1")
 
 
 def _after_fork_in_child() -> None:

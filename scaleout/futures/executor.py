@@ -235,10 +235,16 @@ def submit(crew: Crew, fn: Callable[..., Any], args: Any, kwargs: Any, limited: 
         group.fail(future, 0, error)
         return future
     future._task = task
-    if limited is None:
-        group.start(task)
-    else:
+    if limited is not None:
         group.start_limited(task, limited)
+        return future
+    crew.submitted += 1
+    future._call = call = group.direct_call(task)
+    if call is None:
+        group.start(task)
+    elif not call.send(is_parked=True):
+        future._call = None
+        group.start(task)
     return future
 
 

@@ -14,6 +14,9 @@ one that is made later belongs to a future that never changes again. If the stra
 the future as the base class does, under the condition. `result()` and `exception()` of our own need neither: who waits
 there puts a lock of its own on a list *before* it looks at the state a last time, and the runtime stores the state
 before it looks at the list.
+
+A call that was made directly (see node.direct) is read by the thread that asks for its result, past the runtime's own.
+Whatever else is done with such a future hands the call over to the runtime first.
 """
 
 from __future__ import annotations
@@ -70,6 +73,7 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
     _crew: Crew | None = None
     _task: Any = None  # what the runtime knows the call by, until it has ended
     _record: Any = None  # the callable, if it must be released in the end
+    _call: Any = None  # the direct call whose answer nobody has read yet
     _locks: Any = ()  # of threads that wait in result() or exception()
     _waiters: Any = _MadeOnDemand()
     _done_callbacks: Any = _MadeOnDemand()
@@ -81,6 +85,7 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
 
     @property
     def _condition(self) -> Any:
+        self._hand_over()
         own = self.__dict__
         found = own.get("_genuine")
         if found is None:
@@ -97,13 +102,14 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
     # -- the runtime's side ----------------------------------------------------------------------
 
     def deliver(self, index: int, status: int, payload: Any) -> None:
-        """The call has ended. On the runtime's thread: quick, and without code of the user's."""
+        """The call has ended. Quick, and without code of the user's: on the runtime's thread, or in `result`."""
         own = self.__dict__
         crew: Any = self._crew
-        self._task = None
-        if self._record is not None:
-            crew.group.finished(self._record)
+        self._task = self._call = None
+        record = self._record
+        if record is not None:
             self._record = None
+            crew.group.finished(record)
         if status or crew.size < crew.max_workers:
             crew.delivered(status)
         if self._state != PENDING:
@@ -217,10 +223,24 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         error: BaseException | None = self._exception
         return error
 
+    def _hand_over(self) -> None:
+        """Let the runtime read the answer, if nobody does."""
+        call = self._call
+        if call is not None and self._crew.group.is_here:  # type: ignore[union-attr]
+            call.hand_over()
+
     def _wait(self, timeout: float | None) -> None:
         """Until it has finished."""
         deadline = None if timeout is None else time.monotonic() + timeout
         crew = self._crew
+        if self._call is not None:
+            if timeout is None:
+                crew.group.check_process()  # type: ignore[union-attr]
+                if self._read():
+                    return
+            self._hand_over()
+        elif crew is not None:
+            crew.awaited()
         while True:
             lock = allocate_lock()
             lock.acquire()
@@ -247,12 +267,26 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
                 except ValueError:
                     pass
 
+    def _read(self) -> bool:
+        """Read the answer in this thread; False if that is somebody else's by now."""
+        call = self._call
+        try:
+            answer = call.receive()
+            if answer is None:
+                return False
+            self.deliver(0, *answer)
+        except BaseException:  # Ctrl-C: the answer is lost, wherever it was just then
+            self._crew.group.post(partial(self.deliver, 0, session.DROPPED, None))  # type: ignore[union-attr]
+            raise
+        return True
+
     def cancel(self) -> bool:
         """Cancel the call if no worker has started it; whether it is cancelled."""
         if self._crew is None or self._state != PENDING:
             is_cancelled = super().cancel()
             self._release_locks()
             return is_cancelled
+        self._hand_over()
         task = self._task
         if task is not None:
             self._crew.group.cancel(task)
@@ -265,10 +299,12 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         """Whether a worker has started the call, and it has not ended. What only waits at a worker can be cancelled."""
         if self._state != PENDING:
             return self._state == RUNNING
+        self._hand_over()
         task = self._task
         return task is not None and self._crew is not None and self._crew.group.is_running(task)
 
     def done(self) -> bool:
+        self._hand_over()
         return self._state in (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
 
     def set_result(self, result: Any) -> None:

@@ -7,99 +7,41 @@ from scaleout._runtime import session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from scaleout._runtime.session import Failure
 
 
-def exception_of(failure: Failure, first_index: int | None = None) -> BaseException:
-    """The exception for a failed call; `first_index` is the position of the chunk's or the call's first item."""
-    return _MAKERS[failure.status](failure, first_index)
+class PoolExceptions(session.Exceptions):
+    """The standard library's exceptions where multiprocessing has some."""
 
+    terminated = "the pool was terminated before this call had a result"
+    initializer_failed = "the pool's initializer failed in several workers in a row"
+    initializer_died = "; the workers died without a message"
 
-def _with_remote_traceback(error: BaseException, failure: Failure) -> BaseException:
-    from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.makers[session.TASK_EXITED] = self.exited
+        self.makers[session.RESULT_NOT_PICKLED] = self.result_not_pickled
 
-    error.__cause__ = RemoteTraceback(f'\n"""\n{failure.traceback}"""')
-    return error
+    def with_remote_traceback(self, error: BaseException, failure: Failure) -> BaseException:
+        from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 
-
-def _raised(failure: Failure, _: Any) -> BaseException:
-    assert failure.error is not None
-    return _with_remote_traceback(failure.error, failure)
-
-
-def _argument_not_pickled(failure: Failure, _: Any) -> BaseException:
-    assert failure.error is not None
-    return failure.error
-
-
-def _argument_not_unpickled(failure: Failure, _: Any) -> BaseException:
-    error = errors.TaskUnpicklingError(
-        f"a worker could not unpickle the function or its arguments: {failure.error_repr}"
-    )
-    if failure.error is not None:
-        error.__cause__ = _with_remote_traceback(failure.error, failure)
+        error.__cause__ = RemoteTraceback(f'\n"""\n{failure.traceback}"""')
         return error
-    return _with_remote_traceback(error, failure)
 
+    def exited(self, failure: Failure, first_index: int | None) -> BaseException:
+        exitcode = 0 if failure.code is None else failure.code
+        error = errors.WorkerDiedError(
+            f"the call raised SystemExit({exitcode!r})", attempts=1, exitcode=exitcode, item_index=first_index
+        )
+        return self.with_remote_traceback(error, failure)
 
-def _result_not_pickled(failure: Failure, _: Any) -> BaseException:
-    from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
+    def result_not_pickled(self, failure: Failure, first_index: int | None) -> BaseException:
+        from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 
-    error = MaybeEncodingError(_Shown(failure.error_repr), _Shown(failure.value_repr))
-    if failure.error is not None:
-        error.__cause__ = _with_remote_traceback(failure.error, failure)
-    return error
-
-
-def _result_not_unpickled(failure: Failure, _: Any) -> BaseException:
-    error = errors.ResultUnpicklingError(
-        f"the call returned, but its result could not be unpickled here: {session.text_of(failure.error)}"
-    )
-    error.__cause__ = failure.error
-    return error
-
-
-def _exited(failure: Failure, first_index: int | None) -> BaseException:
-    code = failure.code
-    exitcode = 0 if code is None else code
-    error = errors.WorkerDiedError(
-        f"the call raised SystemExit({exitcode!r})", attempts=1, exitcode=exitcode, item_index=first_index
-    )
-    return _with_remote_traceback(error, failure)
-
-
-def _died(failure: Failure, first_index: int | None) -> BaseException:
-    message, facts = session.story_of_death(failure, first_index)
-    kind = errors.OutOfMemoryError if failure.status == session.OUT_OF_MEMORY else errors.WorkerDiedError
-    return kind(message, **facts)
-
-
-def _broken(failure: Failure, _: Any) -> BaseException:
-    if failure.facts is not None:
-        name, message = session.story_of_refusal(failure)
-        refused: BaseException = getattr(errors, name)(message)
-        return refused
-    error = errors.InitializerError(
-        "the pool's initializer failed in several workers in a row"
-        + (f": {failure.error_repr}" if failure.error_repr else "; the workers died without a message")
-    )
-    if failure.error is not None:
-        error.__cause__ = _with_remote_traceback(failure.error, failure)
-    return error
-
-
-def _closed(failure: Failure, _: Any) -> BaseException:
-    if failure.error is None:
-        return errors.SessionClosedError("the pool was terminated before this call had a result")
-    error = errors.SessionClosedError("the runtime failed before this call had a result")
-    error.__cause__ = failure.error
-    return error
-
-
-def _dropped(failure: Failure, _: Any) -> BaseException:
-    return errors.CallInterruptedError("Ctrl-C interrupted the wait for this call, so it was given up")
+        error = MaybeEncodingError(_Shown(failure.error_repr), _Shown(failure.value_repr))
+        if failure.error is not None:
+            error.__cause__ = self.with_remote_traceback(failure.error, failure)
+        return error
 
 
 class _Shown:
@@ -114,16 +56,4 @@ class _Shown:
     __str__ = __repr__
 
 
-_MAKERS = {
-    session.TASK_RAISED: _raised,
-    session.ARGUMENT_NOT_PICKLED: _argument_not_pickled,
-    session.ARGUMENT_NOT_UNPICKLED: _argument_not_unpickled,
-    session.RESULT_NOT_PICKLED: _result_not_pickled,
-    session.RESULT_NOT_UNPICKLED: _result_not_unpickled,
-    session.TASK_EXITED: _exited,
-    session.WORKER_DIED: _died,
-    session.OUT_OF_MEMORY: _died,
-    session.GROUP_BROKEN: _broken,
-    session.SESSION_CLOSED: _closed,
-    session.DROPPED: _dropped,
-}
+exception_of = PoolExceptions().exception_of

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from _thread import get_ident
 from functools import partial
 
 from scaleout._runtime.session import (
@@ -87,6 +88,7 @@ class Pool:
         self._initargs = initargs
         self._maxtasksperchild = maxtasksperchild
         self._feeders: list[Feeder] = []
+        self._last_caller = 0  # the thread that made the last call of `apply`
         self._group = default_session().open_group(
             processes,
             initializer=initializer,
@@ -107,26 +109,34 @@ class Pool:
         self._check_running()
         group = self._group
         record = group.prepare(func)
-
-        def make_result() -> ApplyResult:
-            result = ApplyResult(self, None, None)
-            result._record = record
-            return result
-
-        if kwds:
-            answer = group.call_now(record, CALL_ARGS_KWARGS, (args, kwds), make_result)
-        else:
-            answer = group.call_now(record, CALL_ARGS, args, make_result)
-        if type(answer) is ApplyResult:
-            return answer.get()
-        group.finished(record)
-        success, value = outcome(*answer)
-        if success:
-            return value
+        result = ApplyResult(self, None, None)
+        result._record = record
         try:
-            raise exception_of(value)
-        finally:
-            del value
+            if kwds:
+                task = group.task_of(record, CALL_ARGS_KWARGS, (args, kwds), result)
+            else:
+                task = group.task_of(record, CALL_ARGS, args, result)
+        except BaseException:
+            group.finished(record)
+            raise
+        call = group.direct_call(task)
+        if call is not None and call.send(is_parked=False):
+            answer = call.receive()
+            if answer is not None:
+                group.finished(record)
+                success, value = outcome(*answer)
+                if success:
+                    return value
+                try:
+                    raise exception_of(value)
+                finally:
+                    del value
+        else:
+            caller = get_ident()
+            group.want_direct(caller == self._last_caller)
+            self._last_caller = caller
+            group.start(task)
+        return result.get()
 
     def apply_async(
         self,

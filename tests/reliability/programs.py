@@ -82,11 +82,11 @@ class Program:
             assert time.monotonic() < give_up_at, f"no {text!r} within {DEADLINE_S} s: {self.stdout}\n{self.stderr}"
             self._read(0.1)
 
-    def finish(self) -> int:
+    def finish(self, deadline_s: float = DEADLINE_S) -> int:
         """Wait for the end of the script and of all that holds its output; returns its exit code."""
-        give_up_at = time.monotonic() + DEADLINE_S
+        give_up_at = time.monotonic() + deadline_s
         while self._open:
-            assert time.monotonic() < give_up_at, f"still running after {DEADLINE_S} s: {self.stdout}\n{self.stderr}"
+            assert time.monotonic() < give_up_at, f"still running after {deadline_s} s: {self.stdout}\n{self.stderr}"
             self._read(0.1)
         return self.process.wait(DEADLINE_S)
 

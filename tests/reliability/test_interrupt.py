@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dis
+import gc
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -488,3 +490,20 @@ class TestEveryOpcode:
     def test_terminate_is_not_called_again(self, kind: type[BaseException]) -> None:
         """The pool is dropped, which ends it."""
         assert walk(lambda: Pool(1), lambda pool: pool.terminate(), lambda pool, where: None, 1, kind) > 5
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # struck between `open()` and its `with`
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Alarm])
+def test_an_exception_at_every_opcode_of_opening_a_pool(kind: type[BaseException]) -> None:
+    """No pool, no workers: the threads end, and the zygote waits for the next one."""
+
+    def operate(_: None) -> None:
+        Pool(1, len, ("",)).terminate()
+
+    def check(_: None, where: str) -> None:
+        gc.collect()
+        wait_until(lambda: not any(thread.name == "scaleout-reactor" for thread in threading.enumerate()), where)
+
+    assert walk(lambda: None, operate, check, 7, kind) > 100
+    with Pool(1) as pool:
+        check_usable(pool, "the last")

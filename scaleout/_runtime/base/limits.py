@@ -44,6 +44,9 @@ EAGER_ITEMS = 20_000
 LONGEST_WAIT_SECONDS = 86_400.0
 """No timer is set further ahead: `epoll` takes milliseconds in 31 bits. Whoever is woken early looks again."""
 
+PARKED_SECONDS = 0.005
+"""A direct call whose answer nobody has begun to read for so long becomes an ordinary one."""
+
 CLAIM_CHECK_SECONDS = 0.05
 """How often the reactor looks whether the holder of a worker it wants back is still there."""
 

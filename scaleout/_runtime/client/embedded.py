@@ -7,20 +7,24 @@ Threads and workers exist while worker groups do. When the last group has ended,
 from __future__ import annotations
 
 import itertools
-import marshal
 import os
 import threading
-import time
 from functools import partial
 
 from scaleout._runtime.base import limits
+from scaleout._runtime.client.batch import Batch, SharedBuffers
+from scaleout._runtime.client.compared import ComparedBuffers
 from scaleout._runtime.core.dispatch import SERVING, Group
 from scaleout._runtime.core.tasks import Profile, Task
-from scaleout._runtime.node import direct
-from scaleout._runtime.node.owner import Owner, WorkerGroup
+from scaleout._runtime.node import canceller
+from scaleout._runtime.node.direct import DirectCall
+from scaleout._runtime.node.group import WorkerGroup
+from scaleout._runtime.node.objects import inline_payload
+from scaleout._runtime.node.owner import Owner
 from scaleout._runtime.pickling.definitions import DefinitionBook
 from scaleout._runtime.pickling.encode import Encoder
 from scaleout._runtime.pickling.namespace import main_info
+from scaleout._runtime.pickling.reducers import of_module
 from scaleout._runtime.process import identity
 from scaleout._runtime.process.initargs import PassedFds
 from scaleout._runtime.wire import frames
@@ -33,15 +37,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from scaleout._runtime.base.settings import Settings
-    from scaleout._runtime.node.callables import CallableRecord
+    from scaleout._runtime.node.callables import CallableRecord, CallableTable
     from scaleout._runtime.node.host import Host
+    from scaleout._runtime.node.objects import ObjectTable
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.pickling.encode import Encoded
 
     Limits = tuple[float | None, int | None]  # timeout_s from the start of the call, max_retries; None: the group's
-
-HAND_OVER_SECONDS = 0.0005
-"""A map that pickles for longer lets the reactor run in between."""
 
 
 class EmbeddedSession:
@@ -71,9 +73,16 @@ class EmbeddedSession:
         max_retries: int | None = None,
         takes_nameless: bool = True,
         initializer_failures: int = limits.INITIALIZER_FAILURES,
+        environment: dict[str, str] | None = None,
+        reducers: str | None = None,
+        carries_globals: bool = False,
     ) -> GroupHandle:
         """Start `size` workers; returns at once, before they are up. Not `takes_nameless`: lambdas and closures in
-        results are refused. The group is broken after so many `initializer_failures` in a row."""
+        results are refused. The group is broken after so many `initializer_failures` in a row. `environment` is what
+        its workers have in `os.environ` on top of what this process has, before they import anything of the user's.
+        `reducers` is the name of a module whose function of this name gives reducers for what the group pickles. With
+        `carries_globals`, a function without a name brings the globals along that it reads, as cloudpickle has it,
+        instead of finding those of its module as the worker imports it."""
         settings = self.settings
         core = Group(
             size,
@@ -88,20 +97,25 @@ class EmbeddedSession:
             "main": main_info(),
             "spill_dir": settings.spill_dir,
             "takes_nameless": takes_nameless,
+            "environment": environment,
+            "reducers": reducers,
         }
         with self._lock:
             owner = self._need_owner()
+            encoder = self.encoder
+            if reducers is not None or carries_globals:
+                encoder = Encoder(self.book, of_module(reducers), carries_globals)
+            handle = GroupHandle(self, owner, WorkerGroup(core, hello, owner.objects), encoder)
             owner.opening += 1
+            handle.is_open = True
         try:
-            greeting = None
             if initializer is not None:
-                greeting = self._initializer_frames(owner, initializer, tuple(initargs))
-            group = WorkerGroup(core, greeting, hello)
-        except BaseException:
-            owner.post(owner.not_opening)
+                handle.set_initializer(self._initializer_frames(owner, initializer, tuple(initargs)))
+            handle.open()
+        except BaseException:  # what pickling raised, or a signal handler
+            handle.give_up()
             raise
-        owner.open_group(group)
-        return GroupHandle(self, owner, group, greeting)
+        return handle
 
     def _initializer_frames(
         self, owner: Owner, initializer: Callable[..., Any], initargs: tuple[Any, ...]
@@ -112,10 +126,10 @@ class EmbeddedSession:
         except BaseException:
             passed.close()
             raise
-        return InitializerFrames(owner, encoded, passed)
+        return InitializerFrames(owner.objects, owner.callables, encoded, passed)
 
     def _need_owner(self) -> Owner:
-        if self._owner is not None and self._owner.is_over:
+        if self._owner is not None and self._owner.reactor.is_stopping:
             self._owner = None  # it failed
         if self._owner is None:
             if self.is_closed:
@@ -133,16 +147,17 @@ class EmbeddedSession:
     def _owner_idle(self, owner: Owner) -> bool:
         """On the reactor thread: no group is left. True if the owner is to end; the zygote stays, parked."""
         with self._lock:
-            if owner.opening or owner.groups:
+            if owner.groups or (owner.opening and not self.is_closed):
                 return False
             if self._owner is owner:
                 self._owner = None
-            if owner.host is not None:
+            host = owner.keeper.host
+            if host is not None:
                 if self.is_closed:
-                    owner.host.close()
+                    host.close()
                 else:
-                    owner.host.park(self.settings.idle_timeout_s)
-                    self._parked = owner.host
+                    host.park(self.settings.idle_timeout_s)
+                    self._parked = host
             return True
 
     def close(self) -> None:
@@ -150,15 +165,15 @@ class EmbeddedSession:
         with self._lock:
             self.is_closed = True
             owner = self._owner
-        if owner is not None and not owner.is_over:
-            owner.post(owner.terminate_all)
+        if owner is not None and not owner.reactor.is_stopping:
+            owner.reactor.post(owner.terminate_all)
             owner.join()
         self.close_idle()
 
     def dump_stacks(self) -> None:
         owner = self._owner
         if owner is not None:
-            owner.post(owner.dump_stacks)
+            owner.reactor.post(owner.dump_stacks)
 
     def close_idle(self) -> None:
         """End the parked zygote now, if there is one."""
@@ -180,51 +195,64 @@ class EmbeddedSession:
     def before_fork(self) -> None:
         """What is mapped now a child will see too: its ranges are never used again."""
         owner = self._owner
-        if owner is not None and owner._exchange is not None:
-            owner._exchange.retain_pinned()
+        if owner is not None:
+            owner.objects.retain_pinned()
 
 
 class InitializerFrames:
     """Queues the frames that make one worker run the group's initializer."""
 
-    def __init__(self, owner: Owner, encoded: Encoded, passed: PassedFds) -> None:
-        self._owner = owner
+    def __init__(self, objects: ObjectTable, callables: CallableTable, encoded: Encoded, passed: PassedFds) -> None:
+        self._objects = objects
+        self._callables = callables
         self._needs = encoded.needs
         self._passed = passed
-        self._stored: Any = None
-        if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
-            self._payload, self._stored = owner.store(encoded)
-        else:
-            self._payload = b"".join(encoded.chunks)
+        self._payload, self._stored = objects.pack(encoded)
 
     def __call__(self, peer: Peer) -> None:
-        parts: list[bytes] = []
-        peer._send_definitions(parts, self._needs, self._owner.callables, self._owner._lend_extents)
-        peer._flush_parts(parts)
+        peer.define(self._needs, self._callables, self._objects.lend)
         for fd in self._passed.fds:
             peer.link.queue(frame(frames.LOOSE_FD), fd)
         flag = 0
         if self._stored is not None:
             flag = frames.STORED
-            self._owner._lend_extents(peer, self._stored)
+            self._objects.lend(peer, self._stored)
         peer.link.queue(frame(frames.INITIALIZE, self._payload, flag=flag))
 
     def close(self) -> None:
+        """On the reactor thread: no worker of the group will start any more."""
         self._passed.close()
+        stored, self._stored = self._stored, None
+        if stored is not None:
+            self._objects.drop(stored)
 
 
 class GroupHandle:
     """A worker group as a shim holds it; see `session` for the interface."""
 
-    def __init__(self, session: EmbeddedSession, owner: Owner, group: WorkerGroup, greeting: Any) -> None:
-        self._session = session
+    def __init__(self, session: EmbeddedSession, owner: Owner, group: WorkerGroup, encoder: Encoder) -> None:
         self._owner = owner
         self._group = group
-        self._greeting = greeting
-        self._encode = session.encoder.encode
+        self._objects = owner.objects
+        self._encode = encoder.encode
         self._post = self.start = owner.reactor.post
         self._pid = session.pid
         self.put_callback = owner.callbacks.put
+        self.is_open = False  # announced, and not closed: whoever drops the handle has left the group behind
+
+    def set_initializer(self, initializer: InitializerFrames) -> None:
+        self._group.initializer = initializer
+
+    def open(self) -> None:
+        self._post(partial(self._owner.open_group, self._group))
+
+    def give_up(self) -> None:
+        """Nobody will use the group, however far its opening had come."""
+        if self.is_open and self.is_here:
+            self.is_open = False
+            self._post(partial(self._owner.give_up_group, self._group))
+
+    __del__ = give_up
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -248,108 +276,60 @@ class GroupHandle:
     ) -> None:
         """Pickle `value` here and now, and queue the call; what goes wrong in pickling reaches the sink."""
         try:
-            encoded = self._encode(value)
+            task = self._task_of(record, how, self._encode(value), sink, index, profile or record.profile, share)
         except Exception as error:
-            self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
-            return
-        self._submit_encoded(record, how, encoded, sink, index, profile, share, limited)
-
-    def _submit_encoded(
-        self,
-        record: CallableRecord,
-        how: int,
-        encoded: Encoded,
-        sink: Any,
-        index: int,
-        profile: Any,
-        share: Any,
-        limited: Limits | None = None,
-    ) -> None:
-        try:
-            task = self._task_of(record, how, encoded, sink, index, profile, share)
-        except Exception as error:
-            self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
+            self.fail(sink, index, error)
             return
         if limited is None:
             self._post(task)
         else:
             self.start_limited(task, limited)
 
-    def _task_of(
-        self, record: CallableRecord, how: int, encoded: Encoded, sink: Any, index: int, profile: Any, share: Any
-    ) -> Task:
-        stored = None
-        if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
-            payload, stored = self._owner.store(encoded, share)
-            how |= frames.STORED
-        else:
-            chunks = encoded.chunks
-            payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        return Task(self._group, record, how, payload, encoded.needs, stored, sink, index, profile or record.profile)
-
     def task_of(self, record: CallableRecord, how: int, value: Any, sink: Any) -> Task:
         """A call that is not queued yet, for those who want to cancel it: queue it with `start` or `start_limited`.
 
         Raises what pickling raises.
         """
-        encoded = self._encode(value)
-        chunks = encoded.chunks
-        if len(chunks) == 1 and not encoded.buffers and encoded.size_bytes <= limits.INLINE_BYTES:  # nearly always
-            return Task(self._group, record, how, chunks[0], encoded.needs, None, sink, 0, record.profile)
-        return self._task_of(record, how, encoded, sink, 0, None, None)
+        return self._task_of(record, how, self._encode(value), sink, 0, record.profile, None)
+
+    def _task_of(
+        self, record: CallableRecord, how: int, encoded: Encoded, sink: Any, index: int, profile: Profile, share: Any
+    ) -> Task:
+        payload = inline_payload(encoded)
+        stored = None
+        if payload is None:
+            payload, stored = self._objects.store(encoded, share)
+            how |= frames.STORED
+        return Task(self._group, record, how, payload, encoded.needs, stored, sink, index, profile)
 
     def start_limited(self, task: Task, limited: Limits) -> None:
         """Queue a call with limits of its own."""
         timeout_s, task.max_retries = limited
-        self._owner.submit_limited(task, timeout_s)
+        self._post(partial(self._owner.serve_limited, task, timeout_s))
 
     def cancel(self, task: Task) -> bool:
         """True if no worker has started the task, and none will: its sink has been told CANCELLED."""
-        return self._pid == os.getpid() and self._owner.cancel(task)
+        return self._pid == os.getpid() and self._owner.canceller.cancel(task)
 
     def is_running(self, task: Task) -> bool:
         """Whether a worker has started the task; by the time the answer is looked at it may be otherwise."""
-        return self._owner.is_running(task)
+        return canceller.is_running(task)
 
     def cancel_pending(self) -> None:
         """Cancel all that no worker has started. No more must be submitted."""
-        self._owner.cancel_pending(self._group)
+        self._owner.canceller.cancel_pending(self._group)
 
-    def call_now(self, record: CallableRecord, how: int, value: Any, make_sink: Callable[[], Any]) -> Any:
-        """Make the call from this thread if a worker is lent: (status, payload). Otherwise, or if it turns out
-        unusual, the sink that `make_sink` gives, to which the result will be delivered. Raises what pickling raises."""
-        group = self._group
-        encoded = self._encode(value)
-        if (
-            group.lent
-            and encoded.size_bytes <= limits.INLINE_BYTES
-            and not encoded.buffers
-            and not encoded.needs
-            and not self._owner.callables.forgotten
-        ):
-            chunks = encoded.chunks
-            payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            answer = direct.Answer()
-            sinks: list[Any] = []
+    def direct_call(self, task: Task) -> DirectCall | None:
+        """The call, to be sent and received by this thread, if a worker is lent for that. If not: `start` it."""
+        lent = self._group.lent
+        if not lent or task.stored is not None or task.needs or self._owner.callables.forgotten:
+            return None
+        return DirectCall(self._owner.lender, lent, task)
 
-            def take_over(peer: Peer, data: bytes, sequence: int, is_broken: bool, presence: direct.Presence) -> None:
-                sink = make_sink()
-                task = Task(group, record, how, payload, (), None, sink, 0, record.profile)
-                task.sequence = sequence
-                sinks.append(sink)
-                self._owner.take_over(peer, task, data, is_broken, presence)
-
-            if direct.call(group.lent, how, record, payload, answer, take_over, self._owner.line_wanted):
-                return answer.status, marshal.loads(answer.payload) if answer.status else answer.payload
-            if sinks:
-                return sinks[0]
-        # Several threads that call in turn are served faster by the reactor, which batches.
-        caller = threading.get_ident()
-        group.wants_direct = group.last_caller == caller
-        group.last_caller = caller
-        sink = make_sink()
-        self._submit_encoded(record, how, encoded, sink, 0, None, None)
-        return sink
+    def want_direct(self, is_wanted: bool = True) -> None:
+        """Somebody makes one call after another: lend workers when nothing else is going on. Several threads that do so
+        are served faster by the reactor, which batches."""
+        self._group.wants_direct = is_wanted
 
     def batch(
         self,
@@ -361,11 +341,17 @@ class GroupHandle:
         shares: bool,
         limited: Limits | None = None,
     ) -> Batch:
-        """For the calls of one map: `submit` with all but the index and the value fixed."""
-        return Batch(self, record, how, sink, profile, shares, limited)
+        """For the calls of one map: `submit` with all but the index and the value fixed. With `shares`, a large buffer
+        that occurs in several of them is stored once."""
+        shared = SharedBuffers(self._objects) if shares else None
+        return Batch(self, record, how, sink, profile, shared, limited)
+
+    def compared_buffers(self, kept_calls: int) -> ComparedBuffers:
+        """For calls that are submitted one by one: its `place_of` is a `share` for `submit`."""
+        return ComparedBuffers(self._objects, kept_calls)
 
     def fail(self, sink: Any, index: int, error: BaseException) -> None:
-        """Deliver a failure that was found before anything could be submitted."""
+        """Deliver a failure that was found before the call could be queued."""
         self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
 
     def hand_over(self) -> None:
@@ -382,11 +368,20 @@ class GroupHandle:
 
     def drop(self, sink: Any, interrupt: bool = True) -> None:
         """Nobody wants the results of `sink` any more; what runs is interrupted, then killed."""
-        self._owner.drop(self._group, lambda task: task.sink is sink, interrupt)
+        self._drop(lambda task: task.sink is sink, interrupt)
 
-    def drop_all(self) -> None:
-        """Nobody wants any of the results."""
-        self._owner.drop(self._group, lambda task: True, True)
+    def drop_all(self, kill: bool = False) -> None:
+        """Nobody wants any of the results. With `kill`, workers that run something are killed without being asked:
+        whoever is interrupted in the midst of an import may be of no use afterwards."""
+        self._drop(lambda task: True, True, kill)
+
+    def _drop(self, unwanted: Callable[[Task], bool], interrupt: bool, kill: bool = False) -> None:
+        self._post(partial(self._owner.canceller.drop, self._group, unwanted, interrupt, kill))
+
+    @property
+    def is_here(self) -> bool:
+        """False in a process forked from the one that the group belongs to."""
+        return self._pid == os.getpid()
 
     def check_process(self) -> None:
         """ForeignSessionError in a process forked from the one that the group belongs to."""
@@ -409,7 +404,7 @@ class GroupHandle:
 
     def resize(self, size: int) -> None:
         """So many workers from now on; those too many end when they have done what they hold."""
-        self._owner.resize(self._group, size)
+        self._post(partial(self._owner.resize, self._group, size))
 
     @property
     def has_ended(self) -> bool:
@@ -420,21 +415,27 @@ class GroupHandle:
         return self._group.core.size
 
     def kill(self, peer: Peer, signum: int) -> None:
-        self._owner.kill(peer, signum)
+        self._post(partial(self._owner.keeper.kill, peer, signum))
 
     # -- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
         """No more tasks; workers leave when all is done."""
-        self._owner.close_group(self._group)
+        self.is_open = False
+        self._post(partial(self._owner.close_group, self._group))
 
     def terminate(self) -> None:
         """Stop the workers; results that are awaited become SESSION_CLOSED."""
-        self._owner.terminate_group(self._group)
+        self.is_open = False
+        self._post(partial(self._owner.terminate_group, self._group))
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        """Run on the runtime's thread after this time, if it has not ended by then. As with `post`, quick."""
+        self._post(partial(self._owner.reactor.call_later, delay_s, function))
 
     def kill_all(self) -> None:
         """SIGKILL to the workers; with `terminate`, without the time that they have to end by SIGTERM."""
-        self._post(partial(self._owner._kill_rest, self._group))
+        self._post(partial(self._owner.kill_workers, self._group))
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until the workers are gone; True when they are."""
@@ -443,62 +444,3 @@ class GroupHandle:
             return False
         self._owner.join_if_over()
         return True
-
-
-class Batch:
-    """The calls of one map on their way.
-
-    With `shares`, a large buffer that occurs in several of them is stored once: the items are all there before the
-    first is pickled, so the same memory means the same content. Never for items that a generator makes.
-    """
-
-    def __init__(
-        self,
-        group: GroupHandle,
-        record: CallableRecord,
-        how: int,
-        sink: Any,
-        profile: Profile | None,
-        shares: bool,
-        limited: Limits | None = None,
-    ) -> None:
-        self._group = group
-        self._fixed = (record, how, sink, profile)
-        self._limited = limited
-        self._stored: dict[tuple[int, int], tuple[Any, memoryview]] = {}
-        self._share = self._place_of if shares else None
-        self._handed_over_at = time.monotonic()
-
-    def submit(self, index: int, value: Any) -> None:
-        record, how, sink, profile = self._fixed
-        group = self._group
-        group.submit(record, how, value, sink, index, profile, self._share, self._limited)
-        now = time.monotonic()
-        if now - self._handed_over_at > HAND_OVER_SECONDS:
-            group.hand_over()
-            self._handed_over_at = time.monotonic()
-
-    def _place_of(self, buffer: memoryview) -> Any:
-        key = (_address_of(buffer.obj), buffer.nbytes)
-        owner = self._group._owner
-        found = self._stored.get(key)
-        if found is None:
-            extent = owner._allocate(buffer.nbytes)  # held once, by this batch
-            place = (*extent, owner.exchange.write(extent, [buffer]))
-            found = self._stored[key] = (place, buffer)
-        place = found[0]
-        owner.post(partial(owner.hold, [place[:3]]))
-        return place
-
-    def end(self) -> None:
-        """All is submitted: what is shared now lives by the calls that use it."""
-        if self._stored:
-            self._group._owner.release_extents([place[:3] for place, _ in self._stored.values()])
-            self._stored = {}
-
-
-def _address_of(exporter: Any) -> int:
-    """What identifies the memory that `exporter` shows, as long as it lives: an array made anew over the same data (as
-    pickling one in Fortran order does) has the same."""
-    interface = getattr(exporter, "__array_interface__", None)
-    return interface["data"][0] if isinstance(interface, dict) else id(exporter)

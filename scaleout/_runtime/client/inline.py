@@ -6,6 +6,7 @@ prints, raises or changes is seen where it was submitted from.
 
 from __future__ import annotations
 
+from scaleout._runtime.client.batch import Batch
 from scaleout._runtime.client.outcomes import Direct
 from scaleout._runtime.wire import frames
 
@@ -30,12 +31,10 @@ class InlineSession:
         *,
         initializer: Callable[..., Any] | None = None,
         initargs: Iterable[Any] = (),
-        tasks_per_worker: int | None = None,
-        max_retries: int | None = None,
-        takes_nameless: bool = True,
-        initializer_failures: int = 1,
+        **of_workers: Any,
     ) -> InlineGroup:
-        """Runs the initializer here and now; its exception is the caller's."""
+        """Runs the initializer here and now; its exception is the caller's. What else can be asked of workers means
+        nothing here: the environment, too, stays this process's."""
         if initializer is not None:
             initializer(*initargs)
         return InlineGroup(size)
@@ -46,14 +45,7 @@ class InlineSession:
     def close_idle(self) -> None:
         pass
 
-    def dump_stacks(self) -> None:
-        pass
-
-    def before_fork(self) -> None:
-        pass
-
-    def forget(self) -> None:
-        pass
+    dump_stacks = before_fork = forget = close_idle
 
 
 class InlineCallable:
@@ -111,15 +103,19 @@ class InlineGroup:
     def start_limited(self, task: tuple[Any, ...], limited: Any) -> None:
         self.submit(*task)
 
-    def call_now(self, record: InlineCallable, how: int, value: Any, make_sink: Callable[[], Any]) -> Any:
-        sink = make_sink()
-        self.submit(record, how, value, sink, 0)
-        return sink
+    def direct_call(self, task: tuple[Any, ...]) -> None:
+        return None
+
+    def want_direct(self, is_wanted: bool = True) -> None:
+        pass
 
     def batch(
         self, record: InlineCallable, how: int, sink: Any, profile: Any, *, shares: bool, limited: Any = None
-    ) -> InlineBatch:
-        return InlineBatch(self, record, how, sink)
+    ) -> Batch:
+        return Batch(self, record, how, sink, profile)
+
+    def hand_over(self) -> None:
+        pass
 
     def fail(self, sink: Any, index: int, error: BaseException) -> None:
         sink.deliver(index, frames.ARGUMENT_NOT_PICKLED, error)
@@ -132,8 +128,11 @@ class InlineGroup:
     def drop(self, sink: Any, interrupt: bool = True) -> None:
         pass
 
-    def drop_all(self) -> None:
+    def drop_all(self, kill: bool = False) -> None:
         pass
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        pass  # nothing is kept warm
 
     def cancel(self, task: Any) -> bool:
         return False  # it ran when it was submitted
@@ -157,21 +156,6 @@ class InlineGroup:
 
     def join(self, timeout_s: float | None = None) -> bool:
         return True
-
-
-class InlineBatch:
-    """The calls of one map."""
-
-    def __init__(self, group: InlineGroup, record: InlineCallable, how: int, sink: Any) -> None:
-        self._group = group
-        self._fixed = (record, how, sink)
-
-    def submit(self, index: int, value: Any) -> None:
-        record, how, sink = self._fixed
-        self._group.submit(record, how, value, sink, index)
-
-    def end(self) -> None:
-        pass
 
 
 CALL: dict[int, Callable[[Any, Any], Any]] = {

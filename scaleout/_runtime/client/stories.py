@@ -1,4 +1,4 @@
-"""What both kinds of shim say of a failed call; the exception's class is the shim's."""
+"""What all shims say of a failed call; the exception's class is the shim's."""
 
 from __future__ import annotations
 

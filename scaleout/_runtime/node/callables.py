@@ -41,10 +41,10 @@ class CallableRecord:
 class CallableTable:
     """All records of an owner; used by submitting threads under one lock, and by the reactor."""
 
-    def __init__(self, encoder: Encoder, book: DefinitionBook, store: Callable[[Encoded], tuple[bytes, Any]]) -> None:
+    def __init__(self, encoder: Encoder, book: DefinitionBook, pack: Callable[[Encoded], tuple[bytes, Any]]) -> None:
         self.encoder = encoder
         self.book = book
-        self._store = store
+        self._pack = pack
         self._lock = threading.Lock()
         self._by_identity: dict[Any, CallableRecord] = {}
         self._by_bytes: dict[tuple[bytes, tuple[int, ...]], CallableRecord] = {}
@@ -80,14 +80,10 @@ class CallableTable:
             return record
 
     def _unnamed(self, encoded: Encoded) -> CallableRecord:
-        is_small = encoded.size_bytes <= limits.INLINE_BYTES and not encoded.buffers
-        if is_small:
-            payload, stored = b"".join(encoded.chunks), None
-        else:
-            payload, stored = self._store(encoded)
+        payload, stored = self._pack(encoded)
         key = (payload, encoded.needs)
         with self._lock:
-            record = self._by_bytes.pop(key, None) if is_small else None
+            record = self._by_bytes.pop(key, None) if stored is None else None
             if record is None:
                 self._count += 1
                 record = CallableRecord(self._count, payload, stored, encoded.needs)
@@ -126,10 +122,9 @@ class CallableTable:
         """What to send for a definition: (payload, extents or None)."""
         found = self._definitions.get(definition_id)
         if found is None:
-            encoded = self.book.bytes_of(definition_id)
-            if encoded.size_bytes <= limits.INLINE_BYTES and not encoded.buffers:
-                return b"".join(encoded.chunks), None
-            found = self._definitions[definition_id] = self._store(encoded)
+            found = self._pack(self.book.bytes_of(definition_id))
+            if found[1] is not None:
+                self._definitions[definition_id] = found
         return found
 
 

@@ -2,6 +2,8 @@
 
 In a driver the zygote is started here; in a worker that became an owner the line is a further channel to the zygote
 that already runs, so both speak the same few frames and nothing else differs.
+
+Used by one thread at a time: the session's until an owner has it and when it is parked, in between the reactor thread.
 """
 
 from __future__ import annotations
@@ -43,15 +45,15 @@ class Host:
             sock.setblocking(False)
             return cls(Link(sock), 0)
         ours, theirs = socket.socketpair()
-        try:
-            pid = _spawn_zygote(theirs.fileno())
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        return cls(Link(ours), pid)
+        with theirs:
+            ours.setblocking(False)
+            host = cls(Link(ours), 0)
+            try:
+                host.pid = _spawn_zygote(theirs.fileno())
+            except BaseException:
+                host.link.close()
+                raise
+        return host
 
     def describe(self, max_processes: int) -> None:
         """The workers that are asked for from now on look as this process looks now."""
@@ -92,10 +94,26 @@ class Host:
         self.link.close()
         if self.pid:
             pid, self.pid = self.pid, 0
-            try:
-                os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass  # reaped by somebody else's waitpid(-1)
+            _reap(pid, 0)
+        for pid in list(_left_behind):
+            if _reap(pid, os.WNOHANG):
+                _left_behind.remove(pid)
+
+    def __del__(self) -> None:
+        """A signal handler raised before anybody had it. The zygote ends with the link; it is reaped later."""
+        if self.pid:
+            _left_behind.append(self.pid)
+
+
+_left_behind: list[int] = []
+
+
+def _reap(pid: int, flags: int) -> bool:
+    """Whether it has been."""
+    try:
+        return os.waitpid(pid, flags)[0] == pid
+    except ChildProcessError:
+        return True  # by somebody else's waitpid(-1), or it is another process's child
 
 
 def _present_state(max_processes: int) -> dict[str, Any]:

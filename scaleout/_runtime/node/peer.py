@@ -1,4 +1,7 @@
-"""A worker as its owner holds it: the link, the control page, and what the worker has been told so far."""
+"""A worker as its owner holds it: the link, the control page, and what the worker has been told so far.
+
+Methods run on the reactor thread. What they queue is sent when somebody asks the reactor to flush the link.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from scaleout._runtime.wire.frames import HEADER, frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from scaleout._runtime.core.dispatch import Lane
@@ -40,7 +43,6 @@ class Peer:
         self.has_exited = threading.Event()
         self.is_started = threading.Event()
         self.is_stream_over = False
-        self.interrupted = False
         self.known_callables: set[int] = set()
         self.known_definitions: set[int] = set()
         self.known_segments: set[int] = set()
@@ -80,6 +82,12 @@ class Peer:
             payload = task.payload
             parts.append(pack(len(payload), frames.TASK, how, record.id, task.sequence))
             parts.append(payload)
+        self._flush_parts(parts)
+
+    def define(self, needs: Iterable[int], table: CallableTable, lend: Callable[[Peer, Any], None]) -> None:
+        """Queue those of the definitions that the worker lacks."""
+        parts: list[bytes] = []
+        self._send_definitions(parts, needs, table, lend)
         self._flush_parts(parts)
 
     def share_tracker(self, fd: int) -> None:

@@ -3,6 +3,8 @@
 Others hand it work by `post` (one C-level append, safe in signal handlers and finalizers) and wake it only if it has
 marked itself asleep: it marks, looks at the inbox once more, then waits. It never blocks but in that wait, and never
 runs user code.
+
+Not here: what is posted, what arrives, and what is sent. The reactor knows links only as far as it flushes them.
 """
 
 from __future__ import annotations
@@ -19,30 +21,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from scaleout._runtime.wire.link import Link
+
 READABLE = select.POLLIN
 WRITABLE = select.POLLOUT
 
 
 class Reactor:
-    """A thread with an inbox, sockets and timers. `serve` handles what is posted; `settle` runs before each wait."""
+    """A thread with an inbox, sockets and timers. `serve` handles what is posted; `settle` runs before each wait, and
+    what it leaves queued on links is sent then."""
+
+    _wake_fd = _wake_write_fd = -1
 
     def __init__(
         self, name: str, serve: Callable[[Any], None], settle: Callable[[], None], at_end: Callable[[], None]
     ) -> None:
         self.inbox: deque[Any] = deque()
         self.is_asleep = False
-        self.is_stopping = False
+        self.is_stopping = False  # asked to, has failed, or was left behind by a fork: nothing new is begun
         self._serve = serve
         self._settle = settle
         self._at_end = at_end
         self._handlers: dict[int, Callable[[int], None]] = {}
+        self._unsent: dict[int, Link] = {}  # something was queued
+        self._blocked: set[int] = set()  # the sockets took no more
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._timer_count = 0
         self._poller = _Poller()
         self._wake_fd, self._wake_write_fd = _wake_pair()
         self._poller.register(self._wake_fd, READABLE)
         self.failure: BaseException | None = None
-        self.is_over = False
+        self.is_over = False  # the thread has ended
         self._late = threading.Lock()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -72,13 +81,25 @@ class Reactor:
         self._handlers[fd] = handler
         self._poller.register(fd, READABLE)
 
-    def watch_writable(self, fd: int, wanted: bool) -> None:
-        if fd in self._handlers:  # else its stream is over, and what is still queued goes nowhere
-            self._poller.modify(fd, READABLE | WRITABLE if wanted else READABLE)
+    def is_watching(self, fd: int) -> bool:
+        return fd in self._handlers
 
     def forget(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
             self._poller.unregister(fd)
+
+    def flush_soon(self, link: Link) -> None:
+        """There is something to send: at the end of this turn, or when the socket takes it, or when the link is back
+        from whom it was lent to."""
+        if link.is_open:
+            self._unsent[link.fileno()] = link
+
+    def forget_link(self, link: Link) -> None:
+        """It is about to be closed: nothing of it is read or sent any more."""
+        fd = link.fileno()
+        self.forget(fd)
+        self._unsent.pop(fd, None)
+        self._blocked.discard(fd)
 
     def call_later(self, delay_s: float, function: Callable[[], object]) -> None:
         self._timer_count += 1
@@ -93,6 +114,7 @@ class Reactor:
                 self._turn()
         except BaseException as error:
             self.failure = error
+            self.is_stopping = True
             raise
         finally:
             self._at_end()
@@ -104,6 +126,8 @@ class Reactor:
         while inbox:
             serve(inbox.popleft())
         self._settle()
+        if self._unsent:
+            self._flush()
         if self.is_stopping:
             return
         timers = self._timers
@@ -125,13 +149,29 @@ class Reactor:
             while timers and timers[0][0] <= now:
                 heapq.heappop(timers)[2]()
 
+    def _flush(self) -> None:
+        for fd, link in list(self._unsent.items()):
+            if link.is_lent:
+                continue  # flushed when it is back
+            if link.flush():
+                if fd in self._blocked:
+                    self._blocked.discard(fd)
+                    if link.is_open:
+                        self._watch_writable(fd, False)
+            elif fd not in self._blocked:
+                self._blocked.add(fd)
+                self._watch_writable(fd, True)
+        self._unsent.clear()
+
+    def _watch_writable(self, fd: int, wanted: bool) -> None:
+        if fd in self._handlers:  # else its stream is over, and what is still queued goes nowhere
+            self._poller.modify(fd, READABLE | WRITABLE if wanted else READABLE)
+
     def _close(self) -> None:
         self.is_over = True
         self.is_asleep = True  # for good: whoever posts from now on calls `wake`
         self._poller.close()
-        fds, self._wake_fd, self._wake_write_fd = {self._wake_fd, self._wake_write_fd}, -1, -1
-        for fd in fds:
-            os.close(fd)
+        self._close_wake_fds()
         self._serve_late()
 
     def _serve_late(self) -> None:
@@ -145,12 +185,18 @@ class Reactor:
 
     def abandon(self) -> None:
         """In a forked child, where the thread is not: what is posted is nobody's business any more."""
+        self.is_stopping = True
         self.is_asleep = False
         self._handlers.clear()
         self._poller.close()
-        for fd in {self._wake_fd, self._wake_write_fd} - {-1}:
+        self._close_wake_fds()
+
+    def _close_wake_fds(self) -> None:
+        fds, self._wake_fd, self._wake_write_fd = {self._wake_fd, self._wake_write_fd}, -1, -1
+        for fd in fds - {-1}:
             os.close(fd)
-        self._wake_fd = self._wake_write_fd = -1
+
+    __del__ = _close_wake_fds  # a signal handler raised before the thread was started
 
 
 class _Poller:

@@ -82,7 +82,10 @@ def dump_by_value(make: Callable[[Stream, bool], ByValuePickler], obj: Any) -> t
 
 
 class ByValuePickler(pickle.Pickler):
-    """One dump. `last` is the object it was busy with when it failed."""
+    """One dump. `last` is the object it was busy with when it failed. With `carries_globals`, a function that goes by
+    value brings along what its code reads of a module that the receiver can import: as it stands here and now."""
+
+    carries_globals = False
 
     def __init__(self, stream: Stream, policy: Policy, extra: dict[Any, Any], with_cloudpickle: bool) -> None:
         super().__init__(stream, 5, buffer_callback=stream.keep_buffer)
@@ -155,7 +158,8 @@ class ByValuePickler(pickle.Pickler):
         module_name = globals_.get("__name__")
         module = sys.modules.get(module_name) if isinstance(module_name, str) else None
         own_globals = None
-        if module is None or module.__dict__ is not globals_:
+        is_modules_own = module is not None and module.__dict__ is globals_
+        if not is_modules_own or (self.carries_globals and module_name not in self.policy.by_value_modules):
             module_name = None
             own_globals = {name: globals_[name] for name in (*global_names(code), "__name__") if name in globals_}
         elif module_name in self.policy.by_value_modules:

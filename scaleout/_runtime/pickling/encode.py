@@ -21,7 +21,7 @@ from scaleout._runtime.pickling.stream import OUT_OF_BAND_BYTES, Encoded, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any, Protocol
 
     from scaleout._runtime.pickling.by_value import Policy
@@ -60,8 +60,14 @@ class Hint:
 class Encoder:
     """Pickles for one kind of receiver: a DefinitionBook for workers, a namespace's `results` for the owner."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(
+        self, book: Book, own: Callable[[], reducers.Reducers] | None = None, carries_globals: bool = False
+    ) -> None:
+        """`own` gives reducers that only this encoder has; asked for when the first value is encoded. With
+        `carries_globals`, see `ByValuePickler`."""
         self._book = book
+        self._own = own
+        self._carries_globals = carries_globals
         self._pool: list[tuple[Any, ...]] = []
         self._registered: Any = None
         self._seen: Any = None
@@ -152,7 +158,9 @@ class Encoder:
 
     def _encode_with(self, extra: dict[Any, Any], obj: Any) -> Encoded:
         def make(stream: Stream, with_cloudpickle: bool) -> ByValuePickler:
-            return ByValuePickler(stream, self._book, extra, with_cloudpickle)
+            pickler = ByValuePickler(stream, self._book, extra, with_cloudpickle)
+            pickler.carries_globals = self._carries_globals
+            return pickler
 
         stream, pickler = by_value.dump_by_value(make, obj)
         reads = pickler.reads
@@ -177,6 +185,8 @@ class Encoder:
         if self._registered != self._seen:
             self._seen = dict(self._registered)
             self._extra = reducers.extra_reducers(self._seen)
+            if self._own is not None:
+                self._extra.update(self._own())
         elif self._table is None or copyreg.dispatch_table == self._copyreg_seen:
             return
         # Without reducers of ForkingPickler the C pickler looks into copyreg's own table, faster than into ours.

@@ -7,6 +7,7 @@ connection is refused (its own pickle would carry a bare descriptor number, and 
 from __future__ import annotations
 
 import copyreg
+import importlib
 import sys
 
 TYPE_CHECKING = False
@@ -38,6 +39,13 @@ def extra_reducers(table: Reducers) -> Reducers:
         else:
             extra[kind] = reducer
     return extra
+
+
+def of_module(name: str | None) -> Callable[[], Reducers] | None:
+    """The function `reducers` of a module, which is not imported before that is called."""
+    if name is None:
+        return None
+    return lambda: importlib.import_module(name).reducers()  # type: ignore[no-any-return]
 
 
 def merged(extra: Reducers) -> Reducers:

@@ -126,16 +126,18 @@ class Worker:
         fd = self.link.fds.popleft()
         self.words = control_page.map_page(fd, info["page"])
         os.close(fd)
+        os.environ.update(info["environment"] or {})
         identity.assume(info)
         self.context.session_info = info
         context.current = self.context
+        from scaleout._runtime.pickling import reducers
         from scaleout._runtime.pickling.encode import Encoder
         from scaleout._runtime.pickling.namespace import Namespace
 
         self.namespace = Namespace()
         self.namespace.setup_main(info["main"])
         self.namespace.results.takes_nameless = info["takes_nameless"]
-        self.encoder = Encoder(self.namespace.results)
+        self.encoder = Encoder(self.namespace.results, reducers.of_module(info["reducers"]))
 
     def initialize(self, flag: int, body: bytes) -> None:
         """Run the initializer; READY or INITIALIZER_FAILED, after which the process ends.
@@ -408,13 +410,16 @@ def _is_readable(sock: socket.socket, timeout_s: float) -> bool:
 
 
 def leave(code: int) -> None:
-    """End the process as a multiprocessing child does: its finalizers, its atexit functions, flushed output."""
+    """End the process as a multiprocessing child does: its executors, its finalizers, its atexit functions, flushed
+    output. Only threads that it left running are not waited for."""
     import atexit
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for close in context.at_exit:
             close()
+        for finish in reversed(getattr(sys.modules.get("threading"), "_threading_atexits", ())):
+            finish()
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
             util._exit_function()

@@ -1,0 +1,163 @@
+"""Tasks that nobody wants any more: dropped, cancelled, or at work for too long.
+
+What has not been started is taken back by the core's revocations, which take a moment to settle; so these questions are
+asked again until the answer is known. What runs is interrupted, then killed.
+
+Methods run on the reactor thread unless they say "any thread".
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import weakref
+from functools import partial
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.core.tasks import ASSIGNED, FINISHED
+from scaleout._runtime.wire import control_page, frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from scaleout._runtime.core.tasks import Task
+    from scaleout._runtime.node.group import WorkerGroup
+    from scaleout._runtime.node.keeper import ZygoteKeeper
+    from scaleout._runtime.node.peer import Peer
+    from scaleout._runtime.node.reactor import Reactor
+
+
+def is_running(task: Task) -> bool:
+    """Whether a worker has started it. Any thread, so what it sees may change under it: it looks twice."""
+    lane: Any = task.runner
+    sequence = task.sequence
+    if task.state != ASSIGNED or lane is None:
+        return False
+    try:
+        claimed = lane.worker.words[control_page.CLAIMED]
+    except ValueError:  # the worker is gone
+        return False
+    return bool(claimed >= sequence and task.state == ASSIGNED and task.runner is lane and task.sequence == sequence)
+
+
+class Canceller:
+    """See the module's docstring."""
+
+    def __init__(self, reactor: Reactor, keeper: ZygoteKeeper) -> None:
+        self._reactor = reactor
+        self._keeper = keeper
+
+    # -- cancelling: only what has not been started ----------------------------------------------
+
+    def cancel(self, task: Task) -> bool:
+        """Any thread: whether the task was taken back before any worker started it; its sink has been told CANCELLED
+        then."""
+        answer: list[bool] = []
+        self._ask(lambda done: self._cancel(task, answer, done))
+        return answer == [True]
+
+    def cancel_pending(self, group: WorkerGroup) -> None:
+        """Any thread: take back everything of the group that no worker has started. No more must be submitted."""
+        self._ask(lambda done: self._cancel_pending(group, done))
+
+    def _ask(self, question: Callable[[Any], None]) -> None:
+        """Have the reactor work on `question(done)`, and wait until it releases `done`."""
+        if threading.get_ident() == self._reactor.thread.ident:
+            return  # in a finalizer, that must not wait for what it interrupts
+        done = threading.Lock()
+        done.acquire()
+        self._reactor.post(partial(question, done))
+        while not done.acquire(True, 1.0) and not self._reactor.is_stopping:
+            pass
+
+    def _cancel(self, task: Task, answer: list[bool], done: Any) -> None:
+        claimed = task.runner.worker.words[control_page.CLAIMED] if task.state == ASSIGNED else 0
+        is_gone = task.group.core.cancel_asked(task, claimed)
+        if is_gone is None:
+            self._reactor.call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._cancel, task, answer, done))
+            return
+        if is_gone:
+            task.group.finish(task, frames.CANCELLED, None)
+        answer.append(is_gone)
+        done.release()
+
+    def _cancel_pending(self, group: WorkerGroup, done: Any) -> None:
+        gone, is_all = group.core.cancel_all_asked(lambda lane: lane.worker.words[control_page.CLAIMED])
+        for task in gone:
+            group.finish(task, frames.CANCELLED, None)
+        if is_all:
+            done.release()
+        else:
+            self._reactor.call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._cancel_pending, group, done))
+
+    # -- dropping: also what runs ----------------------------------------------------------------
+
+    def drop(self, group: WorkerGroup, unwanted: Callable[[Task], bool], interrupt: bool, kill: bool) -> None:
+        """Without `interrupt`, what runs may run to its end; its result goes nowhere. With `kill`, it is not asked."""
+        effects = group.core.effects
+        earlier = len(effects)
+        for task in group.core.dropped(unwanted):
+            group.finish(task, frames.DROPPED, None)
+        if not interrupt:
+            effects[earlier:] = [effect for effect in effects[earlier:] if effect[0] != "interrupt"]
+        elif kill:
+            late = [effect for effect in effects[earlier:] if effect[0] == "interrupt"]
+            effects[earlier:] = [effect for effect in effects[earlier:] if effect[0] != "interrupt"]
+            effects.extend(("kill", lane, task) for _, lane, tasks in late for task in tasks)
+
+    def interrupt(self, group: WorkerGroup, lane: Any, tasks: list[Task]) -> None:
+        """What runs there is not wanted: SIGINT if it is indeed running, SIGKILL if that does not help."""
+        peer: Peer = lane.worker
+        sequences = frozenset(task.sequence for task in tasks)
+        if not self._signal_if_running(peer, sequences, signal.SIGINT):
+            # Either it is claimed at this very moment and will show, or the revocation keeps it from being claimed.
+            settled = partial(self._signal_if_running, peer, sequences, signal.SIGINT)
+            self._reactor.call_later(limits.REVOKE_SETTLE_SECONDS, settled)
+        still = partial(self._signal_if_running, peer, sequences, signal.SIGKILL)
+        self._reactor.call_later(limits.INTERRUPT_GRACE_SECONDS, still)
+
+    def kill(self, group: WorkerGroup, lane: Any, task: Task) -> None:
+        """The worker that runs this goes with it, once the revocation keeps it from claiming anything else."""
+        late = partial(self._signal_if_running, lane.worker, frozenset([task.sequence]), signal.SIGKILL)
+        self._reactor.call_later(limits.REVOKE_SETTLE_SECONDS, late)
+
+    def _signal_if_running(self, peer: Peer, sequences: frozenset[int], signum: int) -> bool:
+        """Whether the worker has claimed one of these tasks and not answered; the signal goes to it then."""
+        if peer.has_exited.is_set() or peer.exit_status is not None:
+            return False
+        claimed = peer.words[control_page.CLAIMED]
+        if claimed not in sequences or all(task.sequence != claimed for task in peer.lane.inflight):
+            return False
+        if signum == signal.SIGINT:
+            peer.words[control_page.INTERRUPTED] = claimed
+        self._keeper.kill(peer, signum)
+        return True
+
+    # -- limits of time --------------------------------------------------------------------------
+
+    def limit(self, task: Task, timeout_s: float) -> None:
+        """The task's time runs from when its worker claims it."""
+        self._look_later(weakref.ref(task), timeout_s, timeout_s)
+
+    def _look_later(self, found: Any, timeout_s: float, delay_s: float) -> None:
+        delay_s = min(delay_s, limits.LONGEST_WAIT_SECONDS)
+        self._reactor.call_later(delay_s, partial(self._look_at_time, found, timeout_s))
+
+    def _look_at_time(self, found: Any, timeout_s: float) -> None:
+        """If the task has not been claimed yet, its time is not up."""
+        task = found()
+        if task is None or task.state == FINISHED:
+            return
+        left_s = timeout_s
+        if task.state == ASSIGNED:
+            peer: Peer = task.runner.worker
+            if peer.words[control_page.CLAIMED] == task.sequence:
+                left_s -= (time.monotonic_ns() - peer.words[control_page.SINCE_NS]) / 1e9
+                if left_s <= 0:
+                    task.group.core.expired(task)
+                    task.group.finish(task, frames.TIMED_OUT, {"timeout_s": timeout_s, "pid": peer.pid})
+                    return
+        self._look_later(found, timeout_s, left_s)

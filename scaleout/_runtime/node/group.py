@@ -1,0 +1,85 @@
+"""The workers behind one Pool or executor, as their owner holds them.
+
+What is decided about a group's tasks and workers, its core decides (`core.dispatch`); what is done about it, the other
+modules here do. A group ends its own tasks: it tells their sinks, and lets go what they held.
+
+A *sink* is where results go: an object with `deliver(index, status, payload)`, called on the reactor thread, which must
+be quick and must not run user code. `payload` is bytes for OK, `StoredResult` for OK of a large result, a tuple for
+failures that the worker described, and for failures that the owner found whatever the status says.
+
+Methods run on the reactor thread. Attributes may be read by any thread; the two that other threads set say so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+from scaleout._runtime.core.tasks import FINISHED
+from scaleout._runtime.wire import frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from scaleout._runtime.core.dispatch import Group
+    from scaleout._runtime.core.tasks import Task
+    from scaleout._runtime.node.objects import ObjectTable
+    from scaleout._runtime.node.peer import Peer
+
+
+class WorkerGroup:
+    """The core's dispatcher and the addressees of its effects. The interface that shims see of it: `session`."""
+
+    def __init__(self, core: Group, hello: dict[str, Any], objects: ObjectTable) -> None:
+        self.core = core
+        self.initializer: Any = None  # queues the INITIALIZE frames of one worker
+        self.hello = hello
+        self.numbers = itertools.count(1)
+        self.peers: list[Peer] = []
+        self.failure: Any = None  # the last initializer failure, as the worker described it
+        self.carrying: list[tuple[Any, ...]] = []  # effects that are being carried out
+        self.lent: tuple[Peer, ...] = ()  # workers that submitting threads may talk to themselves
+        self.wants_direct = False  # set by submitting threads
+        self.is_watched = False  # somebody looks whether a direct call stays parked
+        self.is_opened = threading.Event()
+        self.is_terminating = False  # a task that comes now is refused
+        self.has_ended = threading.Event()
+        self._objects = objects
+        self._runtime_failure: BaseException | None = None
+
+    def finish(self, task: Task, status: int, payload: Any) -> None:
+        """The task has ended: its sink is told, what it held is let go. (The usual end of a task: `receiver`.)"""
+        if task.stored is not None:
+            self._objects.drop(task.stored)
+        task.sink.deliver(task.index, status, payload)
+
+    def finish_all(self, status: int, payload: Any) -> None:
+        """The same for all its tasks: none will run any more."""
+        for task in self.core.take_all():
+            self.finish(task, status, payload)
+
+    def refuse(self, task: Task) -> None:
+        """It comes too late."""
+        task.state = FINISHED
+        if self.core.is_broken:
+            self.finish(task, frames.GROUP_BROKEN, self.failure)
+        else:
+            self.finish(task, frames.SESSION_CLOSED, self._runtime_failure)
+
+    def abandon(self, failure: BaseException | None) -> None:
+        """The runtime has failed: what waits for this group gets an error, as it would wait for ever."""
+        self._runtime_failure = failure
+        self.is_terminating = True
+        self.core.is_closing = True
+        lost = [effect[1] for effect in (*self.carrying, *self.core.effects) if effect[0] == "failed"]
+        for task in (*self.core.take_all(), *lost):
+            self.finish(task, frames.SESSION_CLOSED, failure)
+        self.close_initializer()
+        self.is_opened.set()
+        self.has_ended.set()
+
+    def close_initializer(self) -> None:
+        """No worker will need it any more."""
+        if self.initializer is not None:
+            self.initializer.close()

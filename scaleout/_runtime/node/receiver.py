@@ -1,0 +1,137 @@
+"""What workers say: their frames become facts for the core, and results for the sinks.
+
+Everything here runs on the reactor thread, but the by-value pickling of what a worker could not import: that runs the
+user's code, and so on the callback thread.
+"""
+
+from __future__ import annotations
+
+import marshal
+from functools import partial
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from scaleout._runtime.core.tasks import Task
+    from scaleout._runtime.node.callables import CallableTable
+    from scaleout._runtime.node.callbacks import CallbackThread
+    from scaleout._runtime.node.keeper import ZygoteKeeper
+    from scaleout._runtime.node.objects import ObjectTable
+    from scaleout._runtime.node.peer import Peer
+    from scaleout._runtime.node.reactor import Reactor
+
+unpack_header = HEADER.unpack_from
+RESULT = frames.RESULT
+
+
+class Receiver:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        keeper: ZygoteKeeper,
+        objects: ObjectTable,
+        callables: CallableTable,
+        callbacks: CallbackThread,
+    ) -> None:
+        self._reactor = reactor
+        self._keeper = keeper
+        self._objects = objects
+        self._callables = callables
+        self._callbacks = callbacks
+
+    def on_data(self, peer: Peer, data: bytes) -> None:
+        """`data` was read from the worker's link, and begins at a frame's start."""
+        lane = peer.lane
+        core = peer.group.core
+        position, end = 0, len(data)
+        while end - position >= HEADER_BYTES:
+            length, kind, flag, aux, number = unpack_header(data, position)
+            start = position + HEADER_BYTES
+            following = start + length
+            if following > end:
+                if length > limits.FRAME_BYTES:
+                    self._keeper.give_up(peer)
+                    return
+                break
+            position = following
+            if kind == RESULT:
+                task = core.finished(lane, number, aux)
+                if task is not None:
+                    payload: Any = data[start:following]
+                    if flag:
+                        payload = self._unusual(peer, flag, payload)
+                    if task.stored is not None:
+                        self._objects.drop(task.stored)
+                    task.sink.deliver(task.index, flag & 0x7F, payload)
+                elif flag & frames.STORED:
+                    self._unusual(peer, flag, data[start:following])  # dropped at once, and so given back
+            else:
+                self._on_frame(peer, kind, flag, aux, number, data[start:following])
+        if position < end:
+            peer.link.leftover(data, position)
+
+    def _on_frame(self, peer: Peer, kind: int, flag: int, aux: int, number: int, body: bytes) -> None:
+        core = peer.group.core
+        if kind == frames.READY:
+            core.worker_ready(peer.lane)
+        elif kind == frames.RETURNED:
+            core.returned(peer.lane, marshal.loads(body))
+        elif kind == frames.RELEASED:
+            self._objects.returned(peer, marshal.loads(body))
+        elif kind == frames.SEGMENT:
+            self._objects.add_segment(peer, number, peer.link.fds.popleft(), *marshal.loads(body))
+        elif kind == frames.NEED:
+            self._on_need(peer, number, *marshal.loads(body))
+        elif kind == frames.INITIALIZER_FAILED:
+            peer.group.failure = self._unusual(peer, flag or frames.TASK_RAISED, body)
+        elif kind == frames.CHANNEL:
+            self._keeper.adopt(peer, peer.link.fds.popleft())
+        else:
+            self._keeper.give_up(peer)
+
+    def _unusual(self, peer: Peer, flag: int, body: bytes) -> Any:
+        """The payload of a result that is large, or a failure, or a failure whose exception is large."""
+        if flag == frames.OK | frames.STORED:
+            self._objects.share_budget()
+            return self._objects.result(peer, body)
+        failure = marshal.loads(body)
+        if flag & frames.STORED:
+            failure = (self._objects.result(peer, failure[0]), *failure[1:])
+        return failure
+
+    # -- what a worker could not import ----------------------------------------------------------
+
+    def _on_need(self, peer: Peer, sequence: int, module: str, name: str, described: str) -> None:
+        """The worker cannot import what a payload names: ship it by value, once; the user's pickling runs elsewhere."""
+        task = peer.group.core.undecodable(peer.lane, sequence)
+        if task is None:
+            return
+        self._callbacks.put(partial(self._ship_by_value, task, module, described))
+
+    def _ship_by_value(self, task: Task, module: str, described: str) -> None:
+        """On the callback thread, as pickling runs the user's code."""
+        record: Any = task.callable
+        encoder, book = self._callables.encoder, self._callables.book
+        needs: tuple[int, ...] = ()
+        try:
+            parts = [encoder.needs_after_miss(stream, module) for stream in (record.payload, task.payload)]
+            needs = book.join(task.needs, record.needs, *parts)
+        except BaseException:  # noqa: BLE001 - the user's reducers; the worker's error says what is missing
+            needs = ()
+        if not needs or set(needs) <= {*task.needs, *record.needs}:
+            answer = (None, described, described.strip().rpartition("\n")[2], "", None)
+            self._reactor.post(partial(self._finish_undecodable, task, answer))
+            return
+        task.needs = needs
+        self._reactor.post(partial(task.group.core.resubmitted, task))
+
+    def _finish_undecodable(self, task: Task, answer: Any) -> None:
+        if task.group.core.gave_up(task):
+            task.group.finish(task, frames.ARGUMENT_NOT_UNPICKLED, answer)

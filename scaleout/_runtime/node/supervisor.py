@@ -1,0 +1,196 @@
+"""Workers from the socket pair on which they are greeted to the last byte of their streams.
+
+A worker's death has two ends, the zygote's report and the end of the stream, in either order; only when both are known,
+or the report is and nothing is left to read, is the worker gone, and the core told.
+
+Everything here runs on the reactor thread.
+"""
+
+from __future__ import annotations
+
+import marshal
+import signal
+import socket
+from functools import partial
+
+from scaleout._runtime.node.peer import Peer
+from scaleout._runtime.node.reactor import READABLE
+from scaleout._runtime.process import identity
+from scaleout._runtime.wire import control_page, frames
+from scaleout._runtime.wire.frames import frame
+from scaleout._runtime.wire.link import Link
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import itertools
+    from collections.abc import Callable
+
+    from scaleout._runtime.node.callbacks import CallbackThread
+    from scaleout._runtime.node.group import WorkerGroup
+    from scaleout._runtime.node.keeper import ZygoteKeeper
+    from scaleout._runtime.node.objects import ObjectTable
+    from scaleout._runtime.node.reactor import Reactor
+
+
+class Supervisor:
+    """Starts workers, reads their links, and buries them.
+
+    `receive(peer, data)` takes what is read. At a death, what the core wants done is carried out while the worker's
+    control page can still be read: `carry_out(group)`. When all is over: `on_gone(group)`.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        keeper: ZygoteKeeper,
+        objects: ObjectTable,
+        callbacks: CallbackThread,
+        worker_ids: itertools.count[int],
+        receive: Callable[[Peer, bytes], None],
+        carry_out: Callable[[WorkerGroup], None],
+        on_gone: Callable[[WorkerGroup], None],
+    ) -> None:
+        self._reactor = reactor
+        self._keeper = keeper
+        self._objects = objects
+        self._callbacks = callbacks
+        self._worker_ids = worker_ids
+        self._receive = receive
+        self._carry_out = carry_out
+        self._on_gone = on_gone
+        self._pages = control_page.ControlPages()
+
+    # -- starting --------------------------------------------------------------------------------
+
+    def start(self, group: WorkerGroup, count: int) -> None:
+        missing = count
+        try:
+            self._keeper.prepare()
+            while missing:
+                self._start_worker(group)
+                missing -= 1
+        except OSError as error:  # no fds or no memory left
+            group.failure = ("refused", str(error))
+            group.core.start_refused(missing)
+            if group.core.size:
+                self._callbacks.put(partial(warn_of_smaller_group, group.core.size, str(error)))
+
+    def _start_worker(self, group: WorkerGroup) -> None:
+        """Ask for one worker; OSError leaves nothing behind."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        link = Link(ours)
+        try:
+            file, page, words = self._pages.take()
+            peer = Peer(next(self._worker_ids), next(group.numbers), link, (file, page), words)
+            peer.group = group
+            try:
+                self._objects.admit(peer)
+                self._greet(group, peer)
+                self.listen(peer)
+            except BaseException:
+                words.release()
+                self._pages.give_back(file, page)
+                self._objects.reader_died(peer)
+                raise
+        except BaseException:
+            self._reactor.forget_link(link)
+            link.close()
+            theirs.close()
+            raise
+        peer.lane = group.core.worker_started(peer)
+        group.peers.append(peer)
+        self._keeper.fork(peer, theirs)
+
+    def _greet(self, group: WorkerGroup, peer: Peer) -> None:
+        info = {**group.hello, "page": peer.page[1], "number": peer.number}
+        peer.link.queue(frame(frames.HELLO, marshal.dumps(info)), peer.page[0])
+        tracker_fd = identity.resource_tracker_fd()
+        if tracker_fd >= 0:
+            peer.share_tracker(tracker_fd)
+        if group.initializer is None:
+            peer.link.queue(frame(frames.INITIALIZE))
+        else:
+            group.initializer(peer)
+        self._reactor.flush_soon(peer.link)
+
+    def worker_refused(self, peer: Peer, reason: str) -> None:
+        """The zygote could not fork it, or may not."""
+        group = peer.group
+        group.failure = ("refused", reason)
+        group.core.refused()
+        if group.core.size and reason.startswith("fork"):
+            self._callbacks.put(partial(warn_of_smaller_group, group.core.size, reason))
+        self.bury(peer)
+
+    # -- the link --------------------------------------------------------------------------------
+
+    def listen(self, peer: Peer) -> None:
+        """Read what the worker says from now on."""
+        self._reactor.watch(peer.link.fileno(), partial(self._on_link, peer))
+
+    def _on_link(self, peer: Peer, events: int) -> None:
+        link = peer.link
+        if events & ~READABLE:
+            self._reactor.flush_soon(link)
+        try:
+            data = link.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._stream_over(peer)
+            return
+        self._receive(peer, data)
+
+    def _stream_over(self, peer: Peer) -> None:
+        if not peer.is_stream_over:
+            peer.is_stream_over = True
+            self._reactor.forget(peer.link.fileno())
+            if peer.exit_status is None:
+                self._keeper.kill(peer, signal.SIGTERM)  # it closed its link: it is leaving, or has lost its mind
+            else:
+                self.bury(peer)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def bury(self, peer: Peer) -> None:
+        """It is dead, and its link is not lent."""
+        group = peer.group
+        while not peer.is_stream_over:  # a grandchild may hold the other end open: take what is there, then stop
+            try:
+                data = peer.link.receive()
+            except OSError:
+                data = b""
+            if data:
+                self._receive(peer, data)
+            else:
+                peer.is_stream_over = True
+        self._reactor.forget_link(peer.link)
+        peer.link.close()
+        del self._keeper.peers[peer.worker_id]
+        group.peers.remove(peer)
+        is_charged = peer.exit_status is not None and peer.exit_status >= 0
+        group.core.worker_died(peer.lane, peer.words[control_page.CLAIMED], is_charged)
+        if group.core.effects:
+            self._carry_out(group)
+        peer.words.release()
+        self._pages.give_back(*peer.page)
+        self._objects.reader_died(peer)
+        if peer.exit_status is None:
+            peer.exit_status = -1
+        peer.has_exited.set()
+        if peer.segments:
+            self._objects.writer_died(peer.segments)
+        self._on_gone(group)
+
+    def close(self) -> None:
+        """The reactor thread has ended, or in a forked child is not there."""
+        self._pages.close()
+
+
+def warn_of_smaller_group(size: int, reason: str) -> None:
+    import warnings
+
+    warnings.warn(f"a worker could not be started ({reason}); going on with {size}", RuntimeWarning, stacklevel=2)
