@@ -123,10 +123,10 @@ class EmbeddedSession:
         passed = PassedFds()
         try:
             encoded = self.encoder.encode_for_spawn((initializer, initargs), passed)
+            return InitializerFrames(owner.objects, owner.callables, encoded, passed)
         except BaseException:
             passed.close()
             raise
-        return InitializerFrames(owner.objects, owner.callables, encoded, passed)
 
     def _need_owner(self) -> Owner:
         if self._owner is not None and self._owner.reactor.is_stopping:

@@ -130,6 +130,10 @@ class Owner:
     def _settle(self) -> None:
         if self.objects.has_released:  # first, so that a worker has its ranges back before the next task wants one
             self.objects.report_released()
+        if self.callables.forgotten:
+            self._forget_callables()
+        if self.callables.book.forgotten:
+            self._forget_definitions()
         for group in self.groups:
             core = group.core
             if core.ready or core.suspects or core.is_closing:
@@ -143,10 +147,6 @@ class Owner:
             if core.needs_tick and not self._is_tick_armed:
                 self._is_tick_armed = True
                 self.reactor.call_later(limits.STALL_SECONDS, self._tick)
-        if self.callables.forgotten:
-            self._forget_callables()
-        if self.callables.book.forgotten:
-            self._forget_definitions()
 
     def _tick(self) -> None:
         self._is_tick_armed = False
