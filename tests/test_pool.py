@@ -440,3 +440,12 @@ class TestNames:
         with pytest.raises(ValueError, match="not running"):
             pool.map(abs, [1])
         pool.join()
+
+
+def test_workers_that_die_at_their_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an initializer there is none to blame."""
+    from scaleout._runtime.client import embedded
+
+    monkeypatch.setattr(embedded, "main_info", lambda: "nonsense")
+    with Pool(1) as pool, pytest.raises(errors.ProcessLimitError, match="several in a row died while they started"):
+        pool.apply(abs, (-1,))

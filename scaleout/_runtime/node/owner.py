@@ -224,6 +224,8 @@ class Owner:
         group.finish(task, status, facts)
 
     def _broken(self, group: WorkerGroup) -> None:
+        if group.failure is None and group.initializer is None:
+            group.failure = ("refused", "several in a row died while they started")
         group.finish_all(frames.GROUP_BROKEN, group.failure)
         for peer in group.peers:
             self.keeper.kill(peer, signal.SIGTERM)
