@@ -90,6 +90,7 @@ __all__ = [
     "cpu_count",
     "default_session",
     "dump_stacks",
+    "in_callback",
     "is_inline",
     "outcome",
     "set_preload",
@@ -178,6 +179,11 @@ def is_inline() -> bool:
     if _session is not None:
         return _session.settings.inline
     return Settings.from_environ(os.environ).inline
+
+
+def in_callback() -> bool:
+    """Whether this thread is the one that runs callbacks: who waits here for a callback waits for ever."""
+    return _session is not None and _session.callback_thread is threading.current_thread()
 
 
 at_close_idle: list[Callable[[], None]] = []

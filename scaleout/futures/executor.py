@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from scaleout._runtime.session import CALL_ARGS, CALL_ARGS_KWARGS, WorkerProcess, cpu_count
 from scaleout.futures.crew import Crew
 from scaleout.futures.future import ScaleoutFuture, new_future
-from scaleout.futures.mapping import MapCall
+from scaleout.futures.mapping import MapCall, map_by_submit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class ScaleoutExecutor(Executor):
         `timeout`: seconds from this call on within which a result must be there, else `TimeoutError`. `chunksize`:
         items per task. `buffersize`: how many tasks are ahead of the consumer (default: all; 3.14).
         """
+        if "submit" in self.__dict__ or type(self).submit is not ScaleoutExecutor.submit:
+            return map_calls(self, fn, iterables, timeout, chunksize, buffersize, None, map_by_submit)
         return map_calls(self, fn, iterables, timeout, chunksize, buffersize, None)
 
     def options(self, *, timeout_s: float | None = None, max_retries: int | None = None) -> ExecutorView:
@@ -256,6 +258,7 @@ def map_calls(
     chunksize: int,
     buffersize: int | None,
     limited: Limited,
+    by_submit: Callable[..., Iterator[Any]] | None = None,
 ) -> Iterator[Any]:
     if chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
@@ -265,11 +268,14 @@ def map_calls(
         if buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
     deadline = None if timeout is None else time.monotonic() + timeout
+    items = zip(*iterables, strict=False)
+    if by_submit is not None:
+        return by_submit(executor, fn, items, chunksize, buffersize, deadline)
     crew = executor._crew
     crew.check()
     if crew.size < crew.max_workers:
         crew.need_worker()
-    return MapCall(executor, fn, zip(*iterables, strict=False), chunksize, buffersize, limited).results(deadline)
+    return MapCall(executor, fn, items, chunksize, buffersize, limited).results(deadline)
 
 
 def _check_max_retries(max_retries: int | None) -> None:

@@ -149,9 +149,9 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
+            self._invoke_callbacks()  # elsewhere, and queued there before anybody wakes up and queues behind them
             condition.notify_all()
         self._release_locks()
-        self._invoke_callbacks()
 
     def _cancelled_by_runtime(self) -> None:
         _base.Future.cancel(self)

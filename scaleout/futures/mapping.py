@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from _thread import allocate_lock
+from collections import deque
 from concurrent.futures import _base
+from functools import partial
 from itertools import islice
 
 from scaleout._runtime.session import CALL_ARGS, STARMAP_ITEMS, Profile, outcome
 from scaleout.futures.failures import exception_of
+from scaleout.futures.in_workers import run_chunk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -185,3 +188,49 @@ class MapCall:
         if success:
             return value
         raise exception_of(value, index * self._chunksize if self._chunksize > 1 else None)
+
+
+def map_by_submit(
+    executor: Any,
+    fn: Callable[..., Any],
+    items: Iterator[tuple[Any, ...]],
+    chunksize: int,
+    buffersize: int | None,
+    deadline: float | None,
+) -> Iterator[Any]:
+    """`map` as the standard library makes it, for executors whose `submit` somebody has replaced to see each task, as
+    tqdm does."""
+    calls: Iterator[Any]
+    if chunksize == 1:
+        calls = (partial(executor.submit, fn, *args) for args in items)
+    else:
+        chunks = iter(lambda: list(islice(items, chunksize)), [])
+        calls = (partial(executor.submit, run_chunk, fn, chunk) for chunk in chunks)
+    futures = deque(call() for call in islice(calls, buffersize))
+
+    def results() -> Iterator[Any]:
+        try:
+            while futures:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                result = futures.popleft().result(left)
+                futures.extend(call() for call in islice(calls, 1))
+                if not futures:
+                    _await_callbacks(executor._crew.group)
+                yield from result if chunksize > 1 else (result,)
+        finally:
+            while futures:
+                futures.popleft().cancel()
+
+    return results()
+
+
+CALLBACKS_WITHIN_S = 1.0
+"""A callback that takes longer is no progress bar's."""
+
+
+def _await_callbacks(group: Any) -> None:
+    """Let those run that were due before now: whoever counts by them looks at the sum when the map is over."""
+    done = allocate_lock()
+    done.acquire()
+    group.put_callback(done.release)
+    done.acquire(True, CALLBACKS_WITHIN_S)

@@ -600,3 +600,22 @@ def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not executor.submit(add, 1).cancel()
         assert executor.options(timeout_s=1).submit(add, 1).result() == 1
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("chunksize", "calls"), [(1, 10), (4, 3)])
+@pytest.mark.parametrize("buffersize", [None, 2])
+def test_map_goes_through_a_submit_that_was_replaced(chunksize: int, calls: int, buffersize: int | None) -> None:
+    """As the standard library's does; tqdm counts that way."""
+    seen = []
+    with ScaleoutExecutor(2) as executor:
+        submit = executor.submit
+
+        def counted(*args: Any) -> Any:
+            seen.append(args)
+            return submit(*args)
+
+        executor.submit = counted  # type: ignore[method-assign]
+        results = executor.map(add, range(10), range(10), chunksize=chunksize, buffersize=buffersize)
+        assert len(seen) == (calls if buffersize is None else 2)
+        assert list(results) == list(range(0, 20, 2))
+        assert len(seen) == calls

@@ -170,6 +170,11 @@ class EmbeddedSession:
             owner.join()
         self.close_idle()
 
+    @property
+    def callback_thread(self) -> threading.Thread | None:
+        owner = self._owner
+        return None if owner is None else owner.callbacks.thread
+
     def dump_stacks(self) -> None:
         owner = self._owner
         if owner is not None:
@@ -431,7 +436,7 @@ class GroupHandle:
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
         """Run on the runtime's thread after this time, if it has not ended by then. As with `post`, quick."""
-        self._post(partial(self._owner.reactor.call_later, delay_s, function))
+        self._post(partial(self._owner.reactor.call_later, min(delay_s, limits.LONGEST_WAIT_SECONDS), function))
 
     def kill_all(self) -> None:
         """SIGKILL to the workers; with `terminate`, without the time that they have to end by SIGTERM."""

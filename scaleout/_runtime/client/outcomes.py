@@ -61,7 +61,8 @@ def outcome(status: int, payload: Any) -> tuple[bool, Any]:
     elif payload is not None and payload[0] == "refused":
         failure.facts = payload
     elif payload is not None:
-        pickled, failure.traceback, failure.error_repr, failure.value_repr, failure.code = payload
+        pickled, traceback, failure.error_repr, failure.value_repr, failure.code = payload
+        failure.traceback = with_source_lines(traceback)
         if pickled is not None:
             try:
                 failure.error = pickled.load() if type(pickled) is StoredResult else pickle.loads(pickled)
@@ -71,3 +72,20 @@ def outcome(status: int, payload: Any) -> tuple[bool, Any]:
                 failure.status = frames.RESULT_NOT_UNPICKLED
                 failure.error = error
     return False, failure
+
+
+def with_source_lines(traceback: str) -> str:
+    """A worker's traceback, with the lines that the worker could not read: those of a notebook's cells or a prompt."""
+    import linecache
+    import re
+
+    lines = traceback.splitlines(keepends=True)
+    told = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        told.append(line)
+        frame = re.match(r'  File "(.+)", line (\d+), in ', line)
+        if frame and not following.startswith("    "):
+            source = linecache.getline(frame[1], int(frame[2])).strip()
+            if source:
+                told.append(f"    {source}\n")
+    return "".join(told)

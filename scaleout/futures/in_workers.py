@@ -1,4 +1,4 @@
-"""Runs in workers: the user's initializer, whose failure is logged there as the standard library does."""
+"""What runs in workers around the user's functions. Apart from the rest, which they need not import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 
 def run_initializer(initializer: Callable[..., Any], initargs: Iterable[Any]) -> None:
-    """What it raises ends the worker, and breaks the executor."""
+    """The user's initializer. What it raises is logged, as the standard library does, ends the worker, and breaks the
+    executor."""
     try:
         initializer(*initargs)
     except BaseException:
@@ -17,3 +18,8 @@ def run_initializer(initializer: Callable[..., Any], initargs: Iterable[Any]) ->
 
         _base.LOGGER.critical("Exception in initializer:", exc_info=True)
         raise
+
+
+def run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
+    """Several calls of a `map` in one."""
+    return [fn(*args) for args in chunk]
