@@ -214,7 +214,7 @@ def map_by_submit(
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 result = futures.popleft().result(left)
                 futures.extend(call() for call in islice(calls, 1))
-                if not futures:
+                if not futures and executor._crew.has_workers:
                     _await_callbacks(executor._crew.group)
                 yield from result if chunksize > 1 else (result,)
         finally:

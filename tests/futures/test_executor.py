@@ -619,3 +619,18 @@ def test_map_goes_through_a_submit_that_was_replaced(chunksize: int, calls: int,
         assert len(seen) == (calls if buffersize is None else 2)
         assert list(results) == list(range(0, 20, 2))
         assert len(seen) == calls
+
+
+def test_map_goes_through_the_submit_of_a_subclass() -> None:
+    """Which may need no worker."""
+
+    class Inline(ScaleoutExecutor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            future: Future[Any] = Future()
+            future.set_result(fn(*args, **kwargs))
+            return future
+
+    with Inline(2) as executor:
+        assert list(executor.map(add, range(3))) == [0, 1, 2]
+        assert list(executor.map(add, range(3), chunksize=2)) == [0, 1, 2]
+        assert executor._processes == {}
