@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import arrays, calls, executors, memory, startup, threads, throughput
+from benchmarks import arrays, calls, executors, joblib_calls, memory, startup, threads, throughput
 from benchmarks.model import Experiment
 
 # Families keep their experiments together; the table ends with what is reported beyond the bars.
@@ -13,6 +13,7 @@ _ALL = (
     *calls.EXPERIMENTS,
     *throughput.EXPERIMENTS,
     *executors.EXPERIMENTS,
+    *joblib_calls.EXPERIMENTS,
     *arrays.EXPERIMENTS,
     *memory.EXPERIMENTS,
     *threads.EXPERIMENTS,

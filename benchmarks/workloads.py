@@ -12,6 +12,14 @@ def negate(x: int) -> int:
     return -x
 
 
+def with_scikit_learn(x: int) -> int:
+    """As functions do that come out of a notebook: what they need they import."""
+    import sklearn.linear_model
+
+    assert sklearn.linear_model.LinearRegression
+    return x
+
+
 def echo(value: Any) -> Any:
     return value
 

@@ -33,8 +33,9 @@ class Watch:
     """Which class must be constructed, and which must not."""
 
     ours: tuple[str, str]
-    theirs: tuple[str, str]
+    theirs: tuple[str, str] | None
     finished: str  # the method of ours whose return says that the object did its work
+    made: str = "__init__"  # the method of ours whose call says that the test uses it
 
 
 POOL = Watch(ours=("scaleout.multiprocessing.pool", "Pool"), theirs=("multiprocessing.pool", "Pool"), finished="join")
@@ -45,6 +46,17 @@ EXECUTOR = Watch(
 )
 FUTURE = Watch(
     ours=("scaleout.futures.future", "ScaleoutFuture"), theirs=("concurrent.futures._base", "Future"), finished="result"
+)
+# joblib's own backends have their part in its tests. Asked for every Parallel call, also those with one job:
+JOBLIB = Watch(
+    ours=("scaleout.joblib_backend.backend", "ScaleoutBackend"),
+    theirs=None,
+    finished="terminate",
+    made="effective_n_jobs",
+)
+# Asked only when there is work for workers:
+JOBLIB_WORK = Watch(
+    ours=("scaleout.joblib_backend.backend", "ScaleoutBackend"), theirs=None, finished="terminate", made="submit"
 )
 
 
@@ -62,11 +74,12 @@ def install(watch: Watch) -> None:
     if FILE_VARIABLE not in os.environ:
         return
     ours = _class(watch.ours)
-    theirs = _class(watch.theirs)
+    theirs = _class(watch.theirs) if watch.theirs is not None else None
     if ours is not theirs:
-        _wrap_constructor(ours, "made", only=None)
+        _wrap(ours, watch.made, "made", only=None)
         _wrap_finish(ours, watch.finished)
-    _wrap_constructor(theirs, "theirs", only=theirs)
+    if theirs is not None:
+        _wrap(theirs, "__init__", "theirs", only=theirs)
 
 
 def _class(where: tuple[str, str]) -> type[Any]:
@@ -74,21 +87,21 @@ def _class(where: tuple[str, str]) -> type[Any]:
     return found
 
 
-def _wrap_constructor(cls: type[Any], event: str, only: type[Any] | None) -> None:
-    original = cls.__dict__.get("__init__") or cls.__init__
+def _wrap(cls: type[Any], name: str, event: str, only: type[Any] | None) -> None:
+    original = cls.__dict__.get(name) or getattr(cls, name)
     if hasattr(original, "_noted_by_compat_tests"):
         return
 
     @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if only is None or type(self) is only:
             _note(event)
             if event == "made" and os.environ.get(SABOTAGE_VARIABLE):
                 raise Sabotaged(f"{cls.__module__}.{cls.__qualname__} is sabotaged in this run")
-        original(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
 
-    __init__._noted_by_compat_tests = True  # type: ignore[attr-defined]
-    cls.__init__ = __init__
+    noted._noted_by_compat_tests = True  # type: ignore[attr-defined]
+    setattr(cls, name, noted)
 
 
 def _wrap_finish(cls: type[Any], name: str) -> None:

@@ -11,7 +11,8 @@ import fnmatch
 import importlib
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HERE = "here"  # our class must be constructed in the test process, by the test or by its setUpClass
@@ -19,6 +20,7 @@ CHILD = "child"  # our class must be constructed and finish its work in a child 
 SCRIPT = "script"  # the test runs a rewritten script in a fresh interpreter; proved by the sabotaged run
 
 FAILS = "fails:"
+ALL_PARAMETERS = "[*]"
 
 _EXCLUSION = re.compile(r"^(?P<test>\S+)\s+(?:\[>=(?P<major>\d+)\.(?P<minor>\d+)\]\s+)?--\s*(?P<reason>.*)$")
 
@@ -38,11 +40,18 @@ class Counted:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """One line of an exclusions file. A reason that starts with ``fails:`` is checked by running the test."""
+    """One line of an exclusions file. A reason that starts with ``fails:`` is checked by running the test. A test that
+    ends with ``[*]`` stands for all sets of parameters."""
 
     test: str
     reason: str
     since: tuple[int, int] = (3, 10)
+
+    def matches(self, test: str) -> bool:
+        """Whether the line is about the test of this id."""
+        if self.test.endswith(ALL_PARAMETERS):
+            return test.startswith(self.test[: -len(ALL_PARAMETERS)] + "[")
+        return test == self.test
 
     @property
     def must_fail(self) -> bool:
@@ -61,6 +70,10 @@ class Suite:
     exclusions_file: Path
     where_to_get: str
     script_probe: str | None  # prints the class that upstream's scripts get, and its file; None if it runs none
+    runner: str = "compat_tests.runner"  # the module that runs the tests
+    environ: Mapping[str, str] = field(default_factory=dict)  # of the runner and all that it starts
+    first_on_path: Path | None = None  # likewise
+    at_least: int | None = None  # so many tests must use scaleout and pass; one that does not use it is then no failure
 
     def exclusions(self) -> list[Exclusion]:
         """The parsed exclusions file."""
@@ -110,13 +123,12 @@ def parse_exclusions(path: Path) -> list[Exclusion]:
 
 def plan(suite: Suite, installed: list[str], version: tuple[int, int] = sys.version_info[:2]) -> Plan:
     """Sort the ``installed`` test ids of ``suite`` for a Python ``version``."""
-    names = set(installed)
     problems: list[str] = []
     excluded: dict[str, Exclusion] = {}
     for exclusion in suite.exclusions():
-        if exclusion.test in names:
-            excluded[exclusion.test] = exclusion
-        elif version >= exclusion.since:
+        found = [test for test in installed if exclusion.matches(test)]
+        excluded.update((test, replace(exclusion, test=test)) for test in found)
+        if not found and version >= exclusion.since:
             problems.append(f"{exclusion.test} is excluded but no such test is installed: remove the line")
     for entry in suite.counted:
         if version >= entry.since and not fnmatch.filter(installed, entry.pattern):

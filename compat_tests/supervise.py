@@ -22,7 +22,7 @@ from typing import Any
 
 from compat_tests import evidence
 from compat_tests.runner import TIMEOUT_VARIABLE
-from compat_tests.suite import Exclusion, Plan, Suite, plan
+from compat_tests.suite import Exclusion, Plan, Suite, load_suite, plan
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.05
@@ -46,6 +46,7 @@ class SuiteResult:
     excluded: dict[str, str] = field(default_factory=dict)
     not_provided: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)  # did not use scaleout, where that is no failure
     not_run: int = 0  # counted tests that -k deselected
 
     @property
@@ -57,7 +58,8 @@ class SuiteResult:
     def total(self) -> int:
         """All installed tests; fixtures and leftovers, which also appear in ``failed``, are not tests."""
         tests = [test for test in self.failed if "<" not in test]
-        return len(self.passed) + len(tests) + len(self.excluded) + len(self.not_provided) + self.not_run
+        others = len(self.excluded) + len(self.not_provided) + len(self.unused) + self.not_run
+        return len(self.passed) + len(tests) + others
 
 
 @dataclass
@@ -123,6 +125,10 @@ class Supervisor:
             self._run_class(suite_module, name, list(tests), result)
         if not self._sabotage:
             self._check_excluded(suite_module, sorted_tests, wanted, result)
+            if suite.at_least is not None and len(result.passed) + result.not_run < suite.at_least:
+                result.problems.append(
+                    f"{len(result.passed)} tests use scaleout and pass, of {suite.at_least} at least"
+                )
         return result
 
     def _check_excluded(
@@ -154,6 +160,8 @@ class Supervisor:
         for test, (status, detail) in end.done.items():
             if status == "passed":
                 result.passed.append(test)
+            elif status == "unused":
+                result.unused.append(test)
             else:
                 result.failed[test] = f"{status}: {detail}" if status == "skipped" else detail
         if end.running:
@@ -187,7 +195,8 @@ class Supervisor:
         work = directory / "work"  # upstream writes files into the current directory
         work.mkdir()
         marker = str(directory / "evidence")  # also marks every process that the runner starts
-        environ = runner_environ()
+        suite = load_suite(suite_module)
+        environ = {**runner_environ(suite.first_on_path), **suite.environ}
         environ[evidence.FILE_VARIABLE] = marker
         environ[TIMEOUT_VARIABLE] = str(self._timeout_s)
         environ.pop(evidence.SABOTAGE_VARIABLE, None)
@@ -196,7 +205,7 @@ class Supervisor:
         end = _RunnerEnd()
         with (directory / "output").open("w+b") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "compat_tests.runner", suite_module, str(events), *arguments],
+                [sys.executable, "-m", suite.runner, suite_module, str(events), *arguments],
                 cwd=work,
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -234,9 +243,9 @@ class Supervisor:
             time.sleep(POLL_S)
 
 
-def runner_environ() -> dict[str, str]:
+def runner_environ(first: Path | None = None) -> dict[str, str]:
     """The environment of runners: the harness importable, after whatever PYTHONPATH puts under test."""
-    path = filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)])
+    path = filter(None, [first and str(first), os.environ.get("PYTHONPATH"), str(ROOT)])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 

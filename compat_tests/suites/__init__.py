@@ -5,4 +5,6 @@ MODULES = (
     "compat_tests.suites.multiprocessing_main",
     "compat_tests.suites.futures",
     "compat_tests.suites.futures_class",
+    "compat_tests.suites.joblib",
+    "compat_tests.suites.scikit_learn",
 )

@@ -48,8 +48,8 @@ class ComparedBuffers:
     """For calls that are submitted one after the other, by one thread at a time. A copy that none of the last
     `kept_calls` calls used is let go.
 
-    `next_call(moment)` announces a call. Calls of one moment are those whose arguments were all there before the first of
-    them was pickled: what one of them stored, or compared, serves the others without another look.
+    `next_call(moment)` announces a call. Calls of one moment are those whose arguments were all there before the
+    first of them was pickled: what one of them stored, or compared, serves the others without another look.
     """
 
     def __init__(self, objects: ObjectTable, kept_calls: int) -> None:

@@ -45,7 +45,7 @@ def of_module(name: str | None) -> Callable[[], Reducers] | None:
     """The function `reducers` of a module, which is not imported before that is called."""
     if name is None:
         return None
-    return lambda: importlib.import_module(name).reducers()  # type: ignore[no-any-return]
+    return lambda: importlib.import_module(name).reducers()
 
 
 def merged(extra: Reducers) -> Reducers:
