@@ -9,7 +9,19 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"dump_stacks": "scaleout._runtime.session"}
+_PUBLIC = {
+    "ObjectRef": "scaleout._runtime.refs",
+    "as_completed": "scaleout.api",
+    "cancel": "scaleout.api",
+    "dump_stacks": "scaleout._runtime.session",
+    "get": "scaleout.api",
+    "init": "scaleout.api",
+    "is_initialized": "scaleout.api",
+    "put": "scaleout.api",
+    "remote": "scaleout.remote",
+    "shutdown": "scaleout.api",
+    "wait": "scaleout.api",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -17,6 +29,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    # A module of the same name takes its place in the package when it is imported; the function has it afterwards.
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value

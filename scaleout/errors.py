@@ -16,6 +16,13 @@ class ScaleoutError(Exception):
         self.__dict__.update(facts)
 
 
+class RemoteTraceback(Exception):
+    """The cause of an exception that a task raised: its text is the traceback in the worker."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
 # -- the caller must act --------------------------------------------------------------------------
 
 
@@ -59,6 +66,22 @@ class ForeignSessionError(ScaleoutError):
     """The result belongs to the process that this one was forked from; only that process can wait for it."""
 
 
+class GetTimeoutError(ScaleoutError, TimeoutError):
+    """The value was not there within the timeout of `get`."""
+
+
+class TaskTimeoutError(ScaleoutError, TimeoutError):
+    """The task ran for longer than its `timeout_s`; the worker that ran it was killed."""
+
+
+class TaskCancelledError(ScaleoutError):
+    """The task was cancelled before it had a result."""
+
+
+class InfeasibleError(ScaleoutError, ValueError):
+    """The resources that were asked for are more than there are."""
+
+
 # -- lost work, after retries ---------------------------------------------------------------------
 
 
@@ -81,6 +104,16 @@ class OutOfMemoryError(WorkerDiedError):
     """
 
     usage: dict[int, int] | None
+
+
+class ActorDiedError(ScaleoutError):
+    """The actor is dead: its constructor raised, its process died, it was killed, or it left.
+
+    Attributes: `class_name`, `name` (empty if it has none).
+    """
+
+    class_name: str
+    name: str
 
 
 class ObjectLostError(ScaleoutError):

@@ -22,10 +22,11 @@ import os
 import sys
 import threading
 
-from scaleout._runtime.base import context
-from scaleout._runtime.base.limits import EAGER_ITEMS, FEED_TASKS
+from scaleout._runtime.base import context, references
+from scaleout._runtime.base.limits import EAGER_ITEMS, FEED_TASKS, STREAM_AHEAD
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.exceptions import Exceptions
+from scaleout._runtime.client.graph import Options
 from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.client.processes import WorkerProcess
 from scaleout._runtime.core.tasks import Profile
@@ -55,6 +56,7 @@ from scaleout._runtime.wire.frames import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from scaleout._runtime.client.embedded import EmbeddedSession
 
@@ -110,6 +112,7 @@ BOOTSTRAPPING = """
 
 _session: EmbeddedSession | None = None
 _lock = threading.Lock()
+_client_lock = threading.RLock()
 
 
 def default_session() -> EmbeddedSession:
@@ -179,6 +182,76 @@ def is_inline() -> bool:
     if _session is not None:
         return _session.settings.inline
     return Settings.from_environ(os.environ).inline
+
+
+# -- tasks, actors and objects -------------------------------------------------------------------
+
+
+def default_client() -> Any:
+    """What tasks are submitted by here; made at the first call."""
+    client = references.client
+    if client is None or client.is_closed:
+        with _client_lock:
+            client = references.client
+            if client is None or client.is_closed:
+                client = references.client = _new_client({})
+    return client
+
+
+def _new_client(resources: dict[str, float]) -> Any:
+    if context.current is not None:
+        from scaleout._runtime.client.borrower import WorkerClient
+
+        return WorkerClient(context.current.worker)
+    from scaleout._runtime.client.tasks import OwnerClient
+
+    session = default_session()
+    total = {"CPU": session.settings.num_cpus * 1000, **{name: round(units * 1000) for name, units in resources.items()}}
+    return OwnerClient(session, session.open_tasks(total))
+
+
+def init_client(address: str | None, **options: Any) -> None:
+    """See `scaleout.init`."""
+    with _client_lock:
+        if has_client():
+            raise RuntimeError("scaleout is initialized already; scaleout.shutdown() ends the session")
+        references.client = _new_client({})
+
+
+def close_client() -> None:
+    """See `scaleout.shutdown`."""
+    with _client_lock:
+        client, references.client = references.client, None
+    if client is not None:
+        client.close()
+
+
+def has_client() -> bool:
+    """Whether there is a client that is of use."""
+    return references.client is not None and not references.client.is_closed
+
+
+def task_options(
+    *,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    memory: float = 0,
+    resources: dict[str, float] | None = None,
+    num_returns: Any = 1,
+    max_retries: int | None = None,
+    retry_exceptions: Any = False,
+    timeout_s: float | None = None,
+    name: str = "",
+) -> Options:
+    """What `@scaleout.remote` takes, checked."""
+    from scaleout._runtime.core.resources import shape_of
+
+    returns = -STREAM_AHEAD if num_returns == "streaming" else num_returns
+    shape = shape_of({"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **(resources or {})})
+    return Options(shape, returns, max_retries, retry_exceptions, timeout_s, name)
+
+
+references.make_client = default_client
 
 
 def in_callback() -> bool:

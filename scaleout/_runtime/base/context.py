@@ -11,16 +11,19 @@ if TYPE_CHECKING:
 class WorkerContext:
     """What a session that is opened inside a worker may ask of it."""
 
-    __slots__ = ("depth", "in_bootstrap", "open_channel", "session_info", "worker_id")
+    __slots__ = ("actor", "depth", "in_bootstrap", "open_channel", "requests", "session_info", "task_id", "worker", "worker_id")
 
     def __init__(
-        self, worker_id: int, depth: int, open_channel: Callable[[], Any], session_info: dict[str, Any]
+        self, worker_id: int, depth: int, open_channel: Callable[[], Any], session_info: dict[str, Any], worker: Any
     ) -> None:
+        self.worker = worker
         self.worker_id = worker_id
         self.depth = depth
         self.open_channel = open_channel
         self.session_info = session_info
         self.in_bootstrap = False
+        self.requests: Any = None  # process.requests.Requests, once user code here has asked its owner for something
+        self.actor: Any = None  # the instance that this worker hosts
 
 
 current: WorkerContext | None = None

@@ -66,6 +66,15 @@ ZYGOTE_RESTARTS_PER_MINUTE = 5
 NESTING_DEPTH = 5
 """Pools inside pools: deeper is a runaway recursion."""
 
+HELP_DEPTH = 16
+"""Tasks inside tasks that wait for them, in one worker: each takes some of the stack. What goes deeper gets a worker."""
+
+FREE_TASKS = 64
+"""Tasks that need no resource at all run at most so many at once: each still takes a process."""
+
+STREAM_AHEAD = 32
+"""Items that a streaming task may be ahead of its consumer."""
+
 MEMORY_WATCH_SECONDS = 0.25
 MEMORY_SHORT_SHARE = 0.01
 """While tasks run: with less than this share of the memory left the newest retriable one is killed, to run again

@@ -144,6 +144,18 @@ class EmbeddedSession:
             self._owner = owner
         return self._owner
 
+    def open_tasks(self, resources: dict[str, int]) -> Owner:
+        """The owner, with a place for tasks: workers for them start with the first one, and stay until `close_tasks`."""
+        from scaleout._runtime.node.slots import Slots
+
+        with self._lock:
+            owner = self._need_owner()
+            if owner.slots is None or owner.slots.is_closed:
+                owner.slots = Slots(self.settings, owner, resources)
+                owner.clerk.group_of = owner.slots.group_for
+                owner.slots.group_of((("CPU", 1000),))
+            return owner
+
     def _owner_idle(self, owner: Owner) -> bool:
         """On the reactor thread: no group is left. True if the owner is to end; the zygote stays, parked."""
         with self._lock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 
-from scaleout._runtime.node.stored import StoredResult
 from scaleout._runtime.wire import frames
 from scaleout.errors import ForeignSessionError
 
@@ -65,7 +64,7 @@ def outcome(status: int, payload: Any) -> tuple[bool, Any]:
         failure.traceback = with_source_lines(traceback)
         if pickled is not None:
             try:
-                failure.error = pickled.load() if type(pickled) is StoredResult else pickle.loads(pickled)
+                failure.error = pickle.loads(pickled) if type(pickled) is bytes else pickled.load()
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise

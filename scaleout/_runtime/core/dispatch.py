@@ -13,6 +13,7 @@ leaves effects in `group.effects`, a list of tuples that the caller carries out 
     ("kill", lane, task)            the task ran for too long: kill the worker if it is still at it
     ("failed", task, lane)          the task has used up its retries
     ("reclaim", lane)               a lane that was lent is needed: report with lane_came_back()
+    ("help", lane, task)            hand this task to the worker, which is to run it inside the one that waits for it
     ("broken",)                     the initializer keeps failing; pending tasks are in group.take_all()
 
 Invariants (checked by `validate`, which the tests call after every fact):
@@ -21,7 +22,8 @@ Invariants (checked by `validate`, which the tests call after every fact):
 - no lane holds more than its credit, or than what maxtasksperchild leaves it;
 - at most `size` lanes have anything in flight, so Pool(1) never runs two tasks at once, not even while a worker
   that has served its time still runs its last task beside its replacement;
-- nothing is sent to a lane with a revocation under way (so one word is enough for the protocol).
+- nothing is sent to a lane with a revocation under way (so one word is enough for the protocol);
+- a lane whose task waits for other tasks is sent nothing but help; without help it has given its slot back.
 
 Rejected: a global queue that workers pull from (a round trip per task), and static assignment (uneven tasks).
 """
@@ -50,6 +52,9 @@ SERVING = (STARTING, OPEN, LENT)
 
 PREFETCH_US = limits.PREFETCH_SECONDS * 1e6
 
+LOOK_BACK_TASKS = 64
+"""So many of the youngest ready tasks are looked at one by one before the whole queue is searched."""
+
 
 class Lane:
     """One worker of a group. `claimed` facts come from its control page through the caller."""
@@ -59,6 +64,7 @@ class Lane:
         "finished",
         "finished_at_tick",
         "inflight",
+        "is_blocked",
         "is_busy",
         "is_isolated",
         "is_listed",
@@ -69,6 +75,7 @@ class Lane:
         "revoked_from",
         "state",
         "unreturned",
+        "waits",
         "worker",
     )
 
@@ -81,6 +88,7 @@ class Lane:
         self.left = left
         self.finished = 0
         self.finished_at_tick = -1
+        self.is_blocked = False  # what runs there waits for other tasks, and has given its slot back
         self.is_busy = False
         self.is_isolated = False  # runs a suspect, alone
         self.is_listed = False
@@ -88,6 +96,7 @@ class Lane:
         self.is_wanted = False  # lent, and asked for
         self.revoked_from = 0  # 0: no revocation under way
         self.unreturned: set[int] = set()
+        self.waits = 0  # how many of the tasks that run there, one inside the other, wait: it is sent nothing but help
 
 
 class Group:
@@ -114,7 +123,9 @@ class Group:
         self.away: list[Task] = []  # undecodable so far: the caller sees to it and resubmits or gives up
         self.lanes: list[Lane] = []
         self.open_lanes: deque[Lane] = deque()
-        self.busy = 0  # lanes with something in flight
+        self.busy = 0  # lanes with something in flight that does not wait for other tasks
+        self.blocked = 0  # lanes with something in flight that does
+        self.is_elastic = False  # `size` is a number of slots, and goes up and down; lanes beyond it idle
         self.asked = 0  # workers asked for by "start" that have not started yet
         self.failures_in_a_row = 0
         self.is_broken = False
@@ -290,11 +301,12 @@ class Group:
             left.extend(lane.inflight)
             lane.inflight.clear()
             lane.bytes_inflight = 0
-            lane.is_busy = lane.is_isolated = False
+            lane.is_busy = lane.is_blocked = lane.is_isolated = False
+            lane.waits = 0
         self.ready.clear()
         self.away.clear()
         self.suspects = 0
-        self.busy = 0
+        self.busy = self.blocked = 0
         left = [task for task in left if task.state != FINISHED]
         for task in left:
             task.state = FINISHED
@@ -302,7 +314,7 @@ class Group:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.ready or self.away or self.busy)
+        return bool(self.ready or self.away or self.busy or self.blocked)
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -310,7 +322,7 @@ class Group:
         """Ask for as many workers as are missing; while closing, for as many as the rest of the work can use."""
         if self.is_broken:
             return
-        wanted = min(self.size, len(self.ready)) if self.is_closing else self.size
+        wanted = (min(self.size, len(self.ready)) if self.is_closing else self.size) + self.blocked
         missing = wanted - self.asked - self._serving()
         if missing > 0:
             self.asked += missing
@@ -352,6 +364,9 @@ class Group:
         if lane.is_busy:
             lane.is_busy = False
             self.busy -= 1
+        if lane.is_blocked:
+            lane.is_blocked = False
+            self.blocked -= 1
         lane.inflight.clear()
         lane.bytes_inflight = 0
         lane.revoked_from = 0
@@ -360,7 +375,8 @@ class Group:
         for task in held:
             if task.state == FINISHED:
                 continue
-            if task.sequence == claimed and (is_charged or not self._retries_of(task)):
+            # Below the last one claimed there are only those that waited for it, or for others.
+            if task.sequence <= claimed and (is_charged or not self._retries_of(task)):
                 self._charge(task, lane)  # without retries "at most once" holds, whoever is to blame
             else:
                 unstarted.append(task)
@@ -425,7 +441,7 @@ class Group:
 
     def lend_idle(self) -> list[Lane]:
         """Nothing is ready and nothing runs: threads that make one call after another may use the lanes themselves."""
-        if self.ready or self.away or self.busy or self.is_closing or self.tasks_per_worker is not None:
+        if self.has_work or self.is_closing or self.tasks_per_worker is not None:
             return []
         lent = list(self.open_lanes)
         for lane in lent:
@@ -438,7 +454,7 @@ class Group:
         """Nobody talks to it directly any more."""
         if lane.state == LENT:
             lane.state = OPEN
-            if self._serving() > self.size:  # resized in the meantime
+            if self._serving() > self.size + self.blocked and not self.is_elastic:  # resized in the meantime
                 self._retire(lane)
                 return
             self._list(lane)
@@ -467,6 +483,72 @@ class Group:
                 lane.is_wanted = True
                 self.effects.append(("reclaim", lane))
 
+    # -- tasks that wait for tasks ---------------------------------------------------------------
+
+    def lane_waits(self, lane: Lane) -> None:
+        """What runs there waits for other tasks, and has returned what was queued behind it. Offer it help, or say that
+        it is blocked."""
+        lane.waits += 1
+        self._unlist(lane)
+
+    def lane_blocked(self, lane: Lane) -> None:
+        """It waits, and there is nothing that it could do meanwhile: its slot is free."""
+        if not self.is_elastic or lane.state == DEAD or lane.is_blocked or not lane.inflight:
+            return
+        lane.is_blocked = True
+        self.blocked += 1
+        if lane.is_busy:
+            lane.is_busy = False
+            self.busy -= 1
+        self.refill()
+
+    def lane_continues(self, lane: Lane) -> None:
+        """It has what it waited for, and takes a slot, be there one or not: the next one that becomes free is not given
+        away then."""
+        lane.waits -= 1
+        self._unblock(lane)
+        self._lane_freed(lane)
+
+    def _unblock(self, lane: Lane) -> None:
+        if lane.is_blocked:
+            lane.is_blocked = False
+            self.blocked -= 1
+            if lane.inflight:
+                lane.is_busy = True
+                self.busy += 1
+
+    def help_wanted(self, lane: Lane, task: Task) -> bool:
+        """What runs on the lane waits for this task: it may run there at once, if no worker has it yet.
+
+        A suspect may not, nor anything inside a suspect: the wrong one would be blamed for a death.
+        """
+        if task.state != PENDING or lane.state not in (OPEN, RETIRING) or lane.is_isolated or lane.revoked_from:
+            return False
+        if (lane.is_blocked and self.busy >= self.size) or self.is_held or not self._take_from_ready(task):
+            return False
+        self._unblock(lane)
+        task.state = lifecycle.ON_ASSIGN[task.state]
+        task.sequence = lane.next_sequence
+        task.runner = lane
+        lane.next_sequence += 1
+        lane.inflight.append(task)
+        lane.bytes_inflight += task.size_bytes
+        self.effects.append(("help", lane, task))
+        return True
+
+    def _take_from_ready(self, task: Task) -> bool:
+        """Looks at the end first: what a task waits for is mostly what it has just submitted."""
+        ready = self.ready
+        for position in range(len(ready) - 1, max(-1, len(ready) - 1 - LOOK_BACK_TASKS), -1):
+            if ready[position] is task:
+                del ready[position]
+                return True
+        try:
+            ready.remove(task)
+        except ValueError:
+            return False  # it waits for values of its own, or is on its way back
+        return True
+
     # -- revocation ------------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -474,7 +556,7 @@ class Group:
         has_idle = any(lane.state == OPEN and not lane.inflight for lane in self.lanes)
         for lane in self.lanes:
             queued = len(lane.inflight) - 1
-            if queued < 1 or lane.revoked_from:
+            if queued < 1 or lane.revoked_from or lane.waits:
                 continue
             if lane.finished == lane.finished_at_tick:
                 self._revoke(lane, lane.inflight[0].sequence + 1)
@@ -656,7 +738,7 @@ class Group:
         if not lane.inflight and lane.is_busy:
             lane.is_busy = lane.is_isolated = False
             self.busy -= 1
-        if lane.state != OPEN or lane.is_listed or lane.revoked_from:
+        if lane.state != OPEN or lane.is_listed or lane.revoked_from or lane.waits:
             return
         held = len(lane.inflight)
         if not held:
@@ -666,7 +748,7 @@ class Group:
             self._list(lane)
 
     def _list(self, lane: Lane) -> None:
-        if not lane.is_listed and lane.state == OPEN and not lane.revoked_from:
+        if not lane.is_listed and lane.state == OPEN and not lane.revoked_from and not lane.waits:
             lane.is_listed = True
             if lane.inflight:
                 self.open_lanes.append(lane)
@@ -712,7 +794,9 @@ class Group:
                 seen.add(id(task))
         busy = 0
         for lane in self.lanes:
-            busy += bool(lane.inflight)
+            busy += bool(lane.inflight) and not lane.is_blocked
+            assert not (lane.waits and lane.is_listed)
+            assert lane.waits or not lane.is_blocked
             sequences = [task.sequence for task in lane.inflight]
             assert sequences == sorted(sequences), sequences
             assert lane.bytes_inflight == sum(task.size_bytes for task in lane.inflight)
@@ -721,5 +805,7 @@ class Group:
             if lane.left is not None and self.tasks_per_worker is not None:
                 assert lane.left >= 0 and len(lane.inflight) <= self.tasks_per_worker - lane.left
         assert self.suspects == sum(task.state == SUSPECT for task in self.ready)
-        assert busy == self.busy <= max(self.size, busy if self.is_closing else 0), (busy, self.busy, self.size)
+        assert self.blocked == sum(lane.is_blocked for lane in self.lanes)
+        assert busy == self.busy, (busy, self.busy)
+        assert busy <= self.size or self.is_closing or self.is_elastic, (busy, self.size)
         assert len(self.open_lanes) == sum(lane.is_listed for lane in self.lanes)

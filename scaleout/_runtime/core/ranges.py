@@ -1,6 +1,6 @@
-"""Who still needs a range of this process's segments. Pure.
+"""Who still needs a range of a segment: this process's, or a worker's if it holds an object. Pure.
 
-A range is needed by the tasks and results that name it and, once sent, by each reader until it says "released".
+A range is needed by the tasks, objects and results that name it and, once sent, by each reader until it says "released".
 Counts, not sets: one reader may open a range several times. When nobody needs a range any more it is returned to
 the caller, who gives it back to the allocator; only then may its pages be written again.
 """
@@ -55,6 +55,13 @@ class RangeTable:
         if not lent[extent]:
             del lent[extent]
         return self.drop(extent)
+
+    def is_lent(self, reader: Any, extent: Extent) -> bool:
+        return extent in self._lent.get(reader, ())
+
+    def in_segment(self, segment_id: int) -> list[Extent]:
+        """The ranges of one segment that somebody needs."""
+        return [extent for extent in self._uses if extent[0] == segment_id]
 
     def reader_died(self, reader: Any) -> list[Extent]:
         """All that the reader held is released; returns the ranges to be freed."""

@@ -60,7 +60,7 @@ class Profile:
 
 
 class Task:
-    """One call on its way. `payload`, `stored`, `callable`, `needs` and `sink` are opaque here.
+    """One call on its way. `payload`, `stored`, `callable`, `needs`, `envelope` and `sink` are opaque here.
 
     `sequence` is the task's number on the worker it is assigned to, valid while ASSIGNED. `attempts` counts the
     workers that died running it. `runner` is the lane it is on, while ASSIGNED.
@@ -69,6 +69,7 @@ class Task:
     __slots__ = (
         "attempts",
         "callable",
+        "envelope",
         "group",
         "how",
         "index",
@@ -112,6 +113,7 @@ class Task:
         self.max_retries: int | None = None  # the group's
         self.sequence = 0
         self.runner: Any = None
+        self.envelope: Any = None
 
 
 def illegal(task: Task, event: str, story: Iterable[object]) -> InternalError:

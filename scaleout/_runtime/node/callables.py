@@ -81,12 +81,16 @@ class CallableTable:
 
     def _unnamed(self, encoded: Encoded) -> CallableRecord:
         payload, stored = self._pack(encoded)
-        key = (payload, encoded.needs)
+        return self.adopt(payload, encoded.needs, stored)
+
+    def adopt(self, payload: bytes, needs: tuple[int, ...], stored: Any = None) -> CallableRecord:
+        """The record for a callable that is pickled already; pair with `release`."""
+        key = (payload, needs)
         with self._lock:
             record = self._by_bytes.pop(key, None) if stored is None else None
             if record is None:
                 self._count += 1
-                record = CallableRecord(self._count, payload, stored, encoded.needs)
+                record = CallableRecord(self._count, payload, stored, needs)
                 self._bytes += len(payload)
             self._by_bytes[key] = record  # moved to the young end
             record.users += 1

@@ -95,12 +95,24 @@ class Canceller:
 
     # -- dropping: also what runs ----------------------------------------------------------------
 
-    def drop(self, group: WorkerGroup, unwanted: Callable[[Task], bool], interrupt: bool, kill: bool) -> None:
+    def drop_one(self, task: Task, status: int, kill: bool) -> None:
+        """The same for one task, that its sink is told `status` of."""
+        if task.state != FINISHED:
+            self.drop(task.group, lambda other: other is task, True, kill, status)
+
+    def drop(
+        self,
+        group: WorkerGroup,
+        unwanted: Callable[[Task], bool],
+        interrupt: bool,
+        kill: bool,
+        status: int = frames.DROPPED,
+    ) -> None:
         """Without `interrupt`, what runs may run to its end; its result goes nowhere. With `kill`, it is not asked."""
         effects = group.core.effects
         earlier = len(effects)
         for task in group.core.dropped(unwanted):
-            group.finish(task, frames.DROPPED, None)
+            group.finish(task, status, None)
         if not interrupt:
             effects[earlier:] = [effect for effect in effects[earlier:] if effect[0] != "interrupt"]
         elif kill:
@@ -128,11 +140,13 @@ class Canceller:
         """Whether the worker has claimed one of these tasks and not answered; the signal goes to it then."""
         if peer.has_exited.is_set() or peer.exit_status is not None:
             return False
-        claimed = peer.words[control_page.CLAIMED]
-        if claimed not in sequences or all(task.sequence != claimed for task in peer.lane.inflight):
+        running = peer.words[control_page.RUNNING]
+        wanted = [task.sequence for task in peer.lane.inflight if task.sequence in sequences]
+        # What waits for another task, which runs inside it, cannot be interrupted; it can be killed.
+        if running not in wanted and (signum == signal.SIGINT or not (wanted and peer.lane.waits)):
             return False
         if signum == signal.SIGINT:
-            peer.words[control_page.INTERRUPTED] = claimed
+            peer.words[control_page.INTERRUPTED] = running
         self._keeper.kill(peer, signum)
         return True
 
@@ -154,7 +168,7 @@ class Canceller:
         left_s = timeout_s
         if task.state == ASSIGNED:
             peer: Peer = task.runner.worker
-            if peer.words[control_page.CLAIMED] == task.sequence:
+            if peer.words[control_page.RUNNING] == task.sequence:
                 left_s -= (time.monotonic_ns() - peer.words[control_page.SINCE_NS]) / 1e9
                 if left_s <= 0:
                     task.group.core.expired(task)

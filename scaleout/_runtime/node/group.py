@@ -41,6 +41,9 @@ class WorkerGroup:
         self.carrying: list[tuple[Any, ...]] = []  # effects that are being carried out
         self.lent: tuple[Peer, ...] = ()  # workers that submitting threads may talk to themselves
         self.wants_direct = False  # set by submitting threads
+        self.keeps_order = False  # its tasks are an actor's calls
+        self.shape: Any = ()  # what each of its tasks needs, for a group that shares the node's resources
+        self.actor: Any = None  # what these tasks keep alive
         self.is_watched = False  # somebody looks whether a direct call stays parked
         self.is_opened = threading.Event()
         self.is_terminating = False  # a task that comes now is refused

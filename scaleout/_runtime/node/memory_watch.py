@@ -45,7 +45,7 @@ class MemoryWatch:
             for group in self._groups
             if group.core.max_retries > 0
             for peer in group.peers
-            if peer.lane.inflight and peer.words[control_page.CLAIMED] == peer.lane.inflight[0].sequence
+            if any(task.sequence == peer.words[control_page.RUNNING] for task in peer.lane.inflight)
         ]
         if running:
             newest = max(running, key=lambda entry: entry[0])[1]

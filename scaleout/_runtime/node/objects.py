@@ -17,7 +17,7 @@ from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.core.ranges import RangeTable
-from scaleout._runtime.node.stored import StoredResult
+from scaleout._runtime.node.stored import StoredObject, StoredResult, extents_of
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import frame
 from scaleout.errors import SessionClosedError
@@ -46,6 +46,10 @@ def inline_payload(encoded: Encoded) -> bytes | None:
     return payload
 
 
+HERE = "here"
+"""This process, as a reader of objects."""
+
+
 class ObjectTable:
     """See the module's docstring. `send_soon(peer)` has what is queued for a worker sent, also while it is lent."""
 
@@ -58,6 +62,7 @@ class ObjectTable:
         self.unread: dict[int, tuple[Peer, list[Extent]]] = {}  # large results nobody has looked at yet
         self.has_released = False  # views have died since `report_released`
         self._result_ids = itertools.count(1)
+        self._writers: dict[int, Peer] = {}  # by segment, the workers that wrote those we know
         self._exchange: Exchange | None = None
         self._exchange_lock = threading.Lock()
         self._foreign_bytes = 0  # of the budget, in the workers' segments
@@ -94,11 +99,27 @@ class ObjectTable:
 
     def hold(self, extents: list[Extent]) -> None:
         """Any thread: one use more of each, from before what this thread posts next."""
-        self._reactor.post(partial(self._hold, extents))
+        self._reactor.post(partial(self.hold_now, extents))
 
     def release(self, extents: list[Extent]) -> None:
         """Any thread, finalizers included: uses taken by `pack`, `store`, `store_buffer` or `hold` are over."""
         self._reactor.post(partial(self.drop, extents))
+
+    def object_of(self, encoded: Encoded) -> bytes | StoredObject:
+        """Any thread: a value as an object of this owner."""
+        payload, extents = self.pack(encoded)
+        return payload if extents is None else self._object(payload, extents)
+
+    def _object(self, body: bytes, extents: list[Extent]) -> StoredObject:
+        """`extents` are held once, for it."""
+        return StoredObject(self.exchange, body, extents, self._lend_here, self.release)
+
+    def _lend_here(self, extents: list[Extent]) -> None:
+        self._reactor.post(partial(self._lend_here_now, extents))
+
+    def _lend_here_now(self, extents: list[Extent]) -> None:
+        for extent in extents:
+            self.ranges.lend(HERE, extent)
 
     @property
     def exchange(self) -> Exchange:
@@ -156,7 +177,7 @@ class ObjectTable:
         self.ranges.hold(extent)
         return extent
 
-    def _hold(self, extents: list[Extent]) -> None:
+    def hold_now(self, extents: list[Extent]) -> None:
         for extent in extents:
             self.ranges.hold(extent)
 
@@ -166,7 +187,11 @@ class ObjectTable:
         """The worker is about to be sent a frame that names these."""
         for extent in extents:
             self.ranges.lend(peer, extent)
-            peer.introduce_segment(extent[0], *self.exchange.fd_of(extent[0]))
+            writer = self._writers.get(extent[0])
+            if writer is None:
+                peer.introduce_segment(extent[0], *self.exchange.fd_of(extent[0]))
+            elif writer is not peer:
+                peer.introduce_segment(extent[0], *self.exchange.foreign_fd_of(extent[0]))
 
     def returned(self, peer: Peer, extents: list[Extent]) -> None:
         """The worker needs these no more."""
@@ -180,9 +205,24 @@ class ObjectTable:
         self._free(self.ranges.reader_died(peer))
 
     def _free(self, extents: list[Extent]) -> None:
-        if extents and not self._reactor.is_stopping:
-            self.exchange.free(extents)
-            self._arm_trim()
+        if not extents or self._reactor.is_stopping:
+            return
+        ours = [extent for extent in extents if extent[0] not in self._writers]
+        if len(ours) < len(extents):
+            self._free_of_workers([extent for extent in extents if extent[0] in self._writers])
+        if ours:
+            self.exchange.free(ours)
+        self._arm_trim()
+
+    def _free_of_workers(self, extents: list[Extent]) -> None:
+        by_writer: dict[Peer, list[Extent]] = {}
+        for extent in extents:
+            by_writer.setdefault(self._writers[extent[0]], []).append(extent)
+        for writer, freed in by_writer.items():
+            if writer.has_exited.is_set():
+                self.writer_died({extent[0] for extent in freed})
+            else:
+                self._send_free(writer, freed)
 
     # -- what workers write ----------------------------------------------------------------------
 
@@ -190,6 +230,13 @@ class ObjectTable:
         """A segment of the worker's; takes the fd."""
         self.exchange.add(segment_id, fd, size_bytes, is_on_disk)
         peer.segments.add(segment_id)
+        self._writers[segment_id] = peer
+
+    def keep(self, body: bytes) -> StoredObject:
+        """A large value that lies in a worker's segments, as an object of this owner."""
+        extents = extents_of(body)
+        self.hold_now(extents)
+        return self._object(body, extents)
 
     def result(self, peer: Peer, body: bytes) -> StoredResult:
         """A large result, or a large exception, that lies in the worker's segments."""
@@ -219,7 +266,10 @@ class ObjectTable:
         waiting = [extent for _, extents in self.unread.values() for extent in extents]
         for segment_id in segment_ids:
             keep = [extent for extent in waiting if extent[0] == segment_id]
+            keep += self.ranges.in_segment(segment_id)
             self.exchange.writer_died(segment_id, keep)
+            if not keep:
+                self._writers.pop(segment_id, None)
 
     def _send_free(self, peer: Peer, extents: list[Extent]) -> None:
         if peer.exit_status is None and peer.link.is_open:
@@ -237,7 +287,11 @@ class ObjectTable:
         self.has_released = False
         by_segment: dict[int, list[Extent]] = {}
         for extent in self.exchange.drain_released():
-            by_segment.setdefault(extent[0], []).append(extent)
+            if self.ranges.is_lent(HERE, extent):
+                if self.ranges.returned(HERE, extent):
+                    self._free([extent])
+            else:
+                by_segment.setdefault(extent[0], []).append(extent)
         for peer in self._peers.values():
             for segment_id in peer.segments:
                 extents = by_segment.get(segment_id)

@@ -25,6 +25,7 @@ from scaleout._runtime.core.tasks import FINISHED, Task
 from scaleout._runtime.node.callables import CallableTable
 from scaleout._runtime.node.callbacks import CallbackThread
 from scaleout._runtime.node.canceller import Canceller
+from scaleout._runtime.node.clerk import Clerk
 from scaleout._runtime.node.keeper import ZygoteKeeper
 from scaleout._runtime.node.lender import Lender
 from scaleout._runtime.node.memory_watch import MemoryWatch
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.group import WorkerGroup
     from scaleout._runtime.node.host import Host
     from scaleout._runtime.node.peer import Peer
+    from scaleout._runtime.node.slots import Slots
     from scaleout._runtime.pickling.definitions import DefinitionBook
     from scaleout._runtime.pickling.encode import Encoder
 
@@ -69,7 +71,9 @@ class Owner:
         self.keeper = ZygoteKeeper(self.reactor, host, settings.max_processes)
         self.objects = ObjectTable(settings, self.reactor, self.keeper.peers)
         self.callables = CallableTable(encoder, book, self.objects.pack)
-        receiver = Receiver(self.reactor, self.keeper, self.objects, self.callables, self.callbacks)
+        self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.callbacks)
+        self.slots: Slots | None = None  # once there are tasks
+        receiver = Receiver(self.reactor, self.keeper, self.objects, self.callables, self.callbacks, self.clerk)
         self._supervisor = Supervisor(
             self.reactor,
             self.keeper,
@@ -79,6 +83,7 @@ class Owner:
             receiver.on_data,
             self._carry_out,
             self._end_if_over,
+            self.clerk.peer_died,
         )
         self.lender = Lender(self.reactor, self.keeper, receiver, self._supervisor)
         self.canceller = Canceller(self.reactor, self.keeper)
@@ -94,6 +99,7 @@ class Owner:
             "interrupt": self.canceller.interrupt,
             "kill": self.canceller.kill,
             "failed": self._failed,
+            "help": self._help,
             "reclaim": self.lender.reclaim,
             "broken": self._broken,
         }
@@ -134,6 +140,8 @@ class Owner:
             self._forget_callables()
         if self.callables.book.forgotten:
             self._forget_definitions()
+        if self.slots is not None and self.slots.is_shared:
+            self.slots.share()
         for group in self.groups:
             core = group.core
             if core.ready or core.suspects or core.is_closing:
@@ -194,6 +202,11 @@ class Owner:
 
     # -- effects ---------------------------------------------------------------------------------
 
+    def _help(self, group: WorkerGroup, lane: Any, task: Task) -> None:
+        peer: Peer = lane.worker
+        peer.send([task], False, self.callables, self.objects.lend, frames.HELP)
+        self.reactor.flush_soon(peer.link)
+
     def _retire(self, group: WorkerGroup, lane: Any) -> None:
         lane.worker.link.queue(frame(frames.EXIT))
         self.reactor.flush_soon(lane.worker.link)
@@ -231,6 +244,11 @@ class Owner:
             self.keeper.kill(peer, signal.SIGTERM)
 
     # -- groups ----------------------------------------------------------------------------------
+
+    def announce_group(self, group: WorkerGroup) -> None:
+        """Any thread: it is opened as soon as the reactor comes to it."""
+        self.opening += 1
+        self.reactor.post(partial(self.open_group, group))
 
     def open_group(self, group: WorkerGroup) -> None:
         """It was announced by `opening`, under the session's lock."""

@@ -9,8 +9,11 @@ import marshal
 import os
 import signal
 import threading
+from collections import deque
 
 from scaleout._runtime.node.direct import DirectLine
+from scaleout._runtime.node.ledger import Holdings
+from scaleout._runtime.node.stored import StoredObject
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import HEADER, frame
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.core.dispatch import Lane
     from scaleout._runtime.core.tasks import Task
     from scaleout._runtime.node.callables import CallableTable
+    from scaleout._runtime.node.ledger import Entry, Envelope
     from scaleout._runtime.wire.link import Link
 
 pack = HEADER.pack
@@ -49,10 +53,19 @@ class Peer:
         self.segments: set[int] = set()  # of the worker's own, that this process maps
         self.has_tracker = False
         self.line = DirectLine()
+        self.holdings = Holdings()
+        self.functions: dict[int, Any] = {}  # what it calls by a number in SUBMIT
+        self.wants: dict[int, Any] = {}  # what its threads wait for
+        self.backlog: deque[list[Any]] = deque()  # what it said, in order, from the first that takes a moment on
         self.memory_usage: dict[int, int] | None = None  # set when it is killed because memory ran short
 
     def send(
-        self, tasks: list[Task], trace_items: bool, table: CallableTable, lend: Callable[[Peer, Any], None]
+        self,
+        tasks: list[Task],
+        trace_items: bool,
+        table: CallableTable,
+        lend: Callable[[Peer, Any], None],
+        help_flag: int = 0,
     ) -> None:
         """Queue the tasks as frames, each after the callables and definitions that the worker lacks for it."""
         parts: list[bytes] = []
@@ -73,15 +86,54 @@ class Peer:
                 parts.append(frame(frames.CALLABLE, record.payload, flag=flag, number=record.id))
             if task.needs:
                 self._send_definitions(parts, task.needs, table, lend)
-            how = task.how
+            how = task.how | help_flag
             if task.stored is not None:
                 self._flush_parts(parts)
                 lend(self, task.stored)
             if trace_items:
                 how |= frames.TRACE_ITEMS
             payload = task.payload
+            if task.envelope is not None:
+                how |= frames.ENVELOPE
+                payload = self._enveloped(parts, task.envelope, payload, lend)
             parts.append(pack(len(payload), frames.TASK, how, record.id, task.sequence))
             parts.append(payload)
+        self._flush_parts(parts)
+
+    def _enveloped(
+        self, parts: list[bytes], envelope: Envelope, payload: bytes, lend: Callable[[Peer, Any], None]
+    ) -> bytes:
+        for entry in envelope.dependencies:
+            self.add_object(parts, entry, 0, lend)
+        handed_over = self.holdings.hand_over(envelope.references)
+        dependencies = [entry.id for entry in envelope.dependencies]
+        return marshal.dumps((payload, dependencies, handed_over, envelope.returns))
+
+    def add_object(self, parts: list[bytes], entry: Entry, want: int, lend: Callable[[Peer, Any], None]) -> None:
+        """The frame that brings the worker an object that is there: for a WANT of that number, or for the next task."""
+        flag, body = entry.status, entry.payload
+        if flag != frames.OK:
+            flag, body = self._failure(flag, body, lend)
+        elif type(body) is not bytes:
+            self._flush_parts(parts)
+            lend(self, body.extents)
+            flag, body = frames.STORED, body.body
+        if entry.contained:
+            flag |= frames.HAS_REFERENCES
+            body = marshal.dumps((body, self.holdings.hand_over(entry.contained)))
+        parts.append(frame(frames.OBJECT, body, flag=flag, aux=want, number=entry.id))
+
+    def _failure(self, status: int, payload: Any, lend: Callable[[Peer, Any], None]) -> tuple[int, bytes]:
+        """A failure, whose exception may be large."""
+        if type(payload) is tuple and payload and isinstance(payload[0], StoredObject):
+            lend(self, payload[0].extents)
+            return status | frames.STORED, marshal.dumps((payload[0].body, *payload[1:]))
+        return status, marshal.dumps(payload)
+
+    def send_objects(self, entries: list[Entry], want: int, lend: Callable[[Peer, Any], None]) -> None:
+        parts: list[bytes] = []
+        for entry in entries:
+            self.add_object(parts, entry, want, lend)
         self._flush_parts(parts)
 
     def define(self, needs: Iterable[int], table: CallableTable, lend: Callable[[Peer, Any], None]) -> None:

@@ -10,6 +10,7 @@ import marshal
 from functools import partial
 
 from scaleout._runtime.base import limits
+from scaleout._runtime.node.stored import Referring
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.core.tasks import Task
     from scaleout._runtime.node.callables import CallableTable
     from scaleout._runtime.node.callbacks import CallbackThread
+    from scaleout._runtime.node.clerk import Clerk
     from scaleout._runtime.node.keeper import ZygoteKeeper
     from scaleout._runtime.node.objects import ObjectTable
     from scaleout._runtime.node.peer import Peer
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 unpack_header = HEADER.unpack_from
 RESULT = frames.RESULT
+STATUS_MASK = frames.STATUS_MASK
 
 
 class Receiver:
@@ -39,12 +42,14 @@ class Receiver:
         objects: ObjectTable,
         callables: CallableTable,
         callbacks: CallbackThread,
+        clerk: Clerk,
     ) -> None:
         self._reactor = reactor
         self._keeper = keeper
         self._objects = objects
         self._callables = callables
         self._callbacks = callbacks
+        self._clerk = clerk
 
     def on_data(self, peer: Peer, data: bytes) -> None:
         """`data` was read from the worker's link, and begins at a frame's start."""
@@ -66,12 +71,12 @@ class Receiver:
                 if task is not None:
                     payload: Any = data[start:following]
                     if flag:
-                        payload = self._unusual(peer, flag, payload)
+                        payload = self._unusual(peer, flag, payload, task.sink)
                     if task.stored is not None:
                         self._objects.drop(task.stored)
-                    task.sink.deliver(task.index, flag & 0x7F, payload)
+                    task.sink.deliver(task.index, flag & STATUS_MASK, payload)
                 elif flag & frames.STORED:
-                    self._unusual(peer, flag, data[start:following])  # dropped at once, and so given back
+                    self._unusual(peer, flag, data[start:following], None)  # dropped at once, and so given back
             else:
                 self._on_frame(peer, kind, flag, aux, number, data[start:following])
         if position < end:
@@ -90,27 +95,39 @@ class Receiver:
         elif kind == frames.NEED:
             self._on_need(peer, number, *marshal.loads(body))
         elif kind == frames.INITIALIZER_FAILED:
-            peer.group.failure = self._unusual(peer, flag or frames.TASK_RAISED, body)
+            peer.group.failure = self._unusual(peer, flag or frames.TASK_RAISED, body, None)
         elif kind == frames.CHANNEL:
             self._keeper.adopt(peer, peer.link.fds.popleft())
-        else:
+        elif not self._clerk.on_frame(peer, kind, flag, aux, number, body):
             self._keeper.give_up(peer)
 
-    def _unusual(self, peer: Peer, flag: int, body: bytes) -> Any:
-        """The payload of a result that is large, or a failure, or a failure whose exception is large."""
-        if flag == frames.OK | frames.STORED:
+    def _unusual(self, peer: Peer, flag: int, body: bytes, sink: Any) -> Any:
+        """The payload of a result that is large, or refers to objects, or a failure (whose exception may be large)."""
+        is_entry = getattr(sink, "keeps_objects", False)
+        if not flag & STATUS_MASK:
+            if flag & frames.HAS_REFERENCES or is_entry:
+                contained, payload = self._clerk.value_of(peer, flag, body)
+                if not is_entry:
+                    return Referring(payload, contained)
+                if contained:
+                    sink.contained = contained
+                return payload
             self._objects.share_budget()
             return self._objects.result(peer, body)
         failure = marshal.loads(body)
         if flag & frames.STORED:
-            failure = (self._objects.result(peer, failure[0]), *failure[1:])
+            stored = self._objects.keep(failure[0]) if is_entry else self._objects.result(peer, failure[0])
+            failure = (stored, *failure[1:])
         return failure
 
     # -- what a worker could not import ----------------------------------------------------------
 
     def _on_need(self, peer: Peer, sequence: int, module: str, name: str, described: str) -> None:
         """The worker cannot import what a payload names: ship it by value, once; the user's pickling runs elsewhere."""
-        task = peer.group.core.undecodable(peer.lane, sequence)
+        core = peer.group.core
+        task = core.undecodable(peer.lane, sequence)
+        if peer.lane.waits:  # it was to do this while it waits for it: it cannot help itself any more
+            core.lane_blocked(peer.lane)
         if task is None:
             return
         self._callbacks.put(partial(self._ship_by_value, task, module, described))

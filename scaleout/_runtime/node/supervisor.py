@@ -36,7 +36,7 @@ class Supervisor:
     """Starts workers, reads their links, and buries them.
 
     `receive(peer, data)` takes what is read. At a death, what the core wants done is carried out while the worker's
-    control page can still be read: `carry_out(group)`. When all is over: `on_gone(group)`.
+    control page can still be read: `carry_out(group)`. Before that: `on_death(peer)`. When all is over: `on_gone(group)`.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Supervisor:
         receive: Callable[[Peer, bytes], None],
         carry_out: Callable[[WorkerGroup], None],
         on_gone: Callable[[WorkerGroup], None],
+        on_death: Callable[[Peer], None],
     ) -> None:
         self._reactor = reactor
         self._keeper = keeper
@@ -58,6 +59,7 @@ class Supervisor:
         self._receive = receive
         self._carry_out = carry_out
         self._on_gone = on_gone
+        self._on_death = on_death
         self._pages = control_page.ControlPages()
 
     # -- starting --------------------------------------------------------------------------------
@@ -171,6 +173,7 @@ class Supervisor:
         peer.link.close()
         del self._keeper.peers[peer.worker_id]
         group.peers.remove(peer)
+        self._on_death(peer)
         is_charged = peer.exit_status is not None and peer.exit_status >= 0
         group.core.worker_died(peer.lane, peer.words[control_page.CLAIMED], is_charged)
         if group.core.effects:

@@ -144,6 +144,10 @@ class DefinitionBook(NamesInStreams):
         """The needs of several payloads as one, which keeps their definitions as they did: a plain sum would not."""
         return self._union([], [part for part in parts if isinstance(part, Needs)])
 
+    def needs_of_names(self, keys: Iterable[Key]) -> tuple[int, ...]:
+        """The needs of a payload that a worker has pickled, by the names of ours in it."""
+        return self._union([], [self.require(*key, is_strict=False) for key in keys if key[1] in _dict_of(key[0])])
+
     def add_by_value_module(self, name: str) -> None:
         """From now on the names of this module travel like `__main__`'s."""
         with self._lock:

@@ -62,6 +62,9 @@ class Namespace:
         self._first_main: ModuleType | None = None
         self.results = ResultBook(self)
         """The book for an Encoder of what goes back to the owner."""
+        self.requests = RequestBook(self)
+        """The same for what tasks ask of it: functions without a name are always taken."""
+        self.requests.by_value_modules = self.results.by_value_modules
 
     def setup_main(self, info: dict[str, Any]) -> None:
         """Make this process's `__main__` look like the owner's, as `main_info()` described it there."""
@@ -208,3 +211,18 @@ class ResultBook(NamesInStreams):
         if keys is None or not all(self.keeps(*key, module_dict(key[0]).get(key[1])) for key in keys):
             return None
         return ()
+
+
+class RequestBook(ResultBook):
+    """The same for what goes to another worker by way of the owner, who must know which of its names it needs: they are
+    the needs."""
+
+    takes_nameless = True
+
+    def needs_of_stream(self, stream: bytes, reads: Iterable[Key] = ()) -> tuple[Any, ...] | None:
+        key = self.only_key(stream)
+        keys = self.keys_in(stream) if key is None else [key] if key else []
+        if keys is None or not all(self.keeps(*key, module_dict(key[0]).get(key[1])) for key in keys):
+            return None
+        kept = [key for key in reads if self.keeps(*key, module_dict(key[0]).get(key[1]))]
+        return tuple(dict.fromkeys([*keys, *kept]))

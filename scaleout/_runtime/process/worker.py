@@ -21,7 +21,16 @@ from collections import deque
 from scaleout._runtime.base import context, limits
 from scaleout._runtime.process import identity, initargs
 from scaleout._runtime.wire import control_page, frames
-from scaleout._runtime.wire.control_page import CLAIMED, IN_USER_CODE, INTERRUPTED, ITEM_INDEX, REVOKED_FROM, SINCE_NS
+from scaleout._runtime.base.references import Collected, with_values
+from scaleout._runtime.wire.control_page import (
+    CLAIMED,
+    IN_USER_CODE,
+    INTERRUPTED,
+    ITEM_INDEX,
+    REVOKED_FROM,
+    RUNNING,
+    SINCE_NS,
+)
 from scaleout._runtime.wire.frames import HEADER, frame
 from scaleout._runtime.wire.link import Link
 
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
 
     from scaleout._runtime.pickling.encode import Encoder
     from scaleout._runtime.pickling.namespace import Namespace
+    from scaleout._runtime.process.requests import Requests
     from scaleout._runtime.store.exchange import Exchange
 
 pack = HEADER.pack
@@ -61,7 +71,11 @@ class Worker:
         self._exchange: Exchange | None = None
         self.interruptible = False
         self.has_exit = False
-        self.context = context.WorkerContext(worker_id, depth, self.open_channel, {})
+        self.nesting = 0  # tasks that run here, each inside the one that waits for it
+        self.requests: Requests | None = None
+        self.arrived: dict[int, tuple[int, bytes]] = {}  # what the next task depends on
+        self.collects = False  # references in results are counted
+        self.context = context.WorkerContext(worker_id, depth, self.open_channel, {}, self)
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -89,6 +103,9 @@ class Worker:
                 exchange.trim()
         if self.has_exit:
             raise LinkClosed
+        if self.requests is not None:
+            self.requests.wait_for_work()
+            return
         data = self.link.receive()
         if not data:
             raise LinkClosed
@@ -111,6 +128,8 @@ class Worker:
             self.words[control_page.USED_BYTES] = self.exchange.used_bytes
         elif kind == frames.SEGMENT:
             self.exchange.add(number, self.link.fds.popleft(), *marshal.loads(body))
+        elif kind == frames.OBJECT:
+            self.arrived[number] = (flag, body)
         elif kind == frames.HELLO:
             self.hello(marshal.loads(body))
         elif kind == frames.LOOSE_FD:
@@ -137,6 +156,7 @@ class Worker:
         self.namespace = Namespace()
         self.namespace.setup_main(info["main"])
         self.namespace.results.takes_nameless = info["takes_nameless"]
+        self.collects = info.get("collects", False)
         self.encoder = Encoder(self.namespace.results, reducers.of_module(info["reducers"]))
 
     def initialize(self, flag: int, body: bytes) -> None:
@@ -155,10 +175,10 @@ class Worker:
                 failure = error
             self.words[IN_USER_CODE] = 0
         if failure is None:
-            self.link.send_now(frame(frames.READY))
+            self.send(frame(frames.READY))
             return
         flag, payload = self.encode_failure(frames.TASK_RAISED, failure)
-        self.link.send_now(frame(frames.INITIALIZER_FAILED, payload, flag=flag & frames.STORED))
+        self.send(frame(frames.INITIALIZER_FAILED, payload, flag=flag & frames.STORED))
         code = failure.code if isinstance(failure, SystemExit) else 1
         leave(code if isinstance(code, int) else 1)
 
@@ -168,28 +188,45 @@ class Worker:
         words = self.words
         started = monotonic_ns()
         words[SINCE_NS] = started
-        words[CLAIMED] = sequence
+        words[CLAIMED] = words[RUNNING] = sequence
         if words[REVOKED_FROM] <= sequence:
             self.skip(sequence)
             return
+        self.nesting += 1
         try:
             status, answer = self.attempt(how, callable_id, payload, sequence)
             self.interruptible = False
         except KeyboardInterrupt as error:  # arrived between two lines of ours
             status, answer = self.encode_failure(frames.TASK_RAISED, error)
+        self.nesting -= 1
+        if self.arrived:
+            self.forget_dependencies()
         if status < 0:
             return
         duration = (monotonic_ns() - started) // 1000
         flush_output()
         if self._exchange is not None:
             self.report_released()  # before the result, so that its reader finds the ranges warm
-        self.link.send_now(pack(len(answer), frames.RESULT, status, min(duration, 0xFFFFFFFF), sequence) + answer)
+        self.send(pack(len(answer), frames.RESULT, status, min(duration, 0xFFFFFFFF), sequence) + answer)
+
+    def help(self, how: int, callable_id: int, sequence: int, payload: bytes) -> None:
+        """Run a task inside the one that waits for it."""
+        words = self.words
+        outer = words[RUNNING], words[SINCE_NS]
+        self.execute(how, callable_id, sequence, payload)
+        words[RUNNING], words[SINCE_NS] = outer
+        self.interruptible = True
 
     def attempt(self, how: int, callable_id: int, payload: bytes, sequence: int) -> tuple[int, bytes]:
         """Decode, call, encode: (status, payload) for the result; (-1, b"") if the task went back undone."""
         self.interruptible = True
         self.context.in_bootstrap = True
+        envelope = held = None
         try:
+            if how & frames.ENVELOPE:
+                envelope = marshal.loads(payload)
+                payload = envelope[0]
+                held = self.hold(envelope[2])
             if self.definitions:
                 self.define_pending()
             function = self.callables.get(callable_id)
@@ -199,13 +236,18 @@ class Worker:
                 arguments = self.decode(how, payload)
             else:
                 arguments = loads(payload)
+            if envelope is not None and envelope[1]:
+                arguments = with_values(arguments, [self.take_dependency(number) for number in envelope[1]])
         except BaseException as error:
             self.interruptible = False
             self.context.in_bootstrap = False
             return self.decoding_failed(error, sequence)
         self.context.in_bootstrap = False
+        del held
         try:
             result = CALL[how & frames.HOW_MASK](self, function, arguments, how)
+            if envelope is not None and envelope[3] != 1:
+                result = self.send_results(result, envelope[3], sequence)
         except BaseException as error:
             self.interruptible = False
             del arguments
@@ -213,16 +255,55 @@ class Worker:
             return self.encode_failure(status, error)
         del arguments
         try:
-            encoded = self.encoder.encode(result)
-            if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
-                body = self.exchange.store(encoded)
-                self.words[control_page.USED_BYTES] = self.exchange.used_bytes
-                return frames.OK | frames.STORED, body
-            chunks = encoded.chunks
-            return frames.OK, chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            return self.pack(result)
         except BaseException as error:
             self.interruptible = False
             return self.encode_failure(frames.RESULT_NOT_PICKLED, error, result)
+
+    def pack(self, value: Any) -> tuple[int, bytes]:
+        """(flag, body) of a result, or another value for the owner. Raises what pickling raises."""
+        references: Any = None
+        if self.collects or self.requests is not None:
+            with Collected() as references:
+                encoded = self.encoder.encode(value)
+        else:
+            encoded = self.encoder.encode(value)
+        flag = frames.OK
+        if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
+            body = self.store(encoded)
+            flag |= frames.STORED
+        else:
+            chunks = encoded.chunks
+            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if references:
+            flag |= frames.HAS_REFERENCES
+            body = marshal.dumps((body, [reference._id for reference in references]))
+        return flag, body
+
+    def store(self, encoded: Any) -> bytes:
+        """Copy a large value into our segments; what names its places."""
+        body = self.exchange.store(encoded)
+        self.words[control_page.USED_BYTES] = self.exchange.used_bytes
+        return body
+
+    def send_results(self, result: Any, count: int, sequence: int) -> None:
+        """A task with several results: each goes on its own way. A negative count is that of the items which a stream
+        may be ahead of its consumer."""
+        if count == 0:
+            return
+        if count > 0:
+            results = list(result)
+            if len(results) != count:
+                raise ValueError(f"the task was to return {count} values (num_returns), and returned {len(results)}")
+        else:
+            results = result
+        for position, value in enumerate(results):
+            if count < 0:
+                self.need_requests().wait_until_taken(sequence, position + 1 + count)
+            flag, body = self.pack(value)
+            self.send(frame(frames.ITEM, body, flag=flag, aux=position, number=sequence))
+        if count < 0:
+            self.need_requests().stream_ended(sequence)
 
     def load_callable(self, callable_id: int) -> Any:
         flag, body = self.callable_bytes[callable_id]
@@ -250,7 +331,7 @@ class Worker:
     def decoding_failed(self, error: BaseException, sequence: int) -> tuple[int, bytes]:
         missing = self.namespace.missing_name(error)
         if missing is not None:
-            self.link.send_now(frame(frames.NEED, marshal.dumps((*missing, describe(error))), number=sequence))
+            self.send(frame(frames.NEED, marshal.dumps((*missing, describe(error))), number=sequence))
             return -1, b""
         return self.encode_failure(frames.ARGUMENT_NOT_UNPICKLED, error)
 
@@ -262,10 +343,13 @@ class Worker:
             entry = self.queue.popleft()
             if entry[0] == frames.TASK and entry[3] > sequence:
                 skipped.append(entry[3])
+            elif entry[0] == frames.OBJECT:  # for one of these
+                self.discard(entry[1], entry[4])
             else:
                 kept.append(entry)
         self.queue.extend(kept)
-        self.link.send_now(frame(frames.RETURNED, marshal.dumps(skipped)))
+        self.forget_dependencies()
+        self.send(frame(frames.RETURNED, marshal.dumps(skipped)))
 
     def encode_failure(self, status: int, error: BaseException, value: Any = None) -> tuple[int, bytes]:
         """What became of a task that gave no result: (error pickled or None, traceback, repr of error, of value)."""
@@ -291,6 +375,60 @@ class Worker:
         )
         return status | stored, marshal.dumps(body)
 
+    # -- references, and tasks inside tasks --------------------------------------------------------
+
+    def send(self, data: bytes, fd: int = -1) -> None:
+        """Once user code may send something too, from any of its threads, one at a time."""
+        if self.requests is None:
+            self.link.send_now(data, fd)
+        else:
+            self.requests.report_released()
+            self.requests.send(data, fd)
+
+    def need_requests(self) -> Requests:
+        """What user code asks its owner by, from now on."""
+        if self.requests is None:
+            from scaleout._runtime.process.requests import Requests
+
+            self.requests = self.context.requests = Requests(self)
+        return self.requests
+
+    def hold(self, references: list[int]) -> Any:
+        """References were handed over with a value: they are counted, and live until the value is unpickled."""
+        return self.need_requests().held.handed_over(references) if references else None
+
+    def take_dependency(self, number: int) -> Any:
+        """A value that the task depends on, sent before it."""
+        return self.load_object(*self.arrived.pop(number))
+
+    def load_object(self, flag: int, body: bytes) -> Any:
+        """The value of an OBJECT frame."""
+        held = None
+        if flag & frames.HAS_REFERENCES:
+            body, references = marshal.loads(body)
+            held = self.hold(references)
+        value = self.decode(flag, body)
+        del held
+        return value
+
+    def discard(self, flag: int, body: bytes) -> None:
+        """An OBJECT frame that nobody needs: its ranges and references go back."""
+        if flag & frames.HAS_REFERENCES:
+            body, references = marshal.loads(body)
+            self.hold(references)
+        if flag & frames.STORED:
+            self.exchange.give_back(body)
+
+    def forget_dependencies(self) -> None:
+        """Those of tasks that do not run here after all."""
+        arrived, self.arrived = self.arrived, {}
+        for flag, body in arrived.values():
+            self.discard(flag, body)
+
+    def link_lost(self) -> None:
+        """The owner is gone, as somebody who waits inside a task finds out: nothing here is of use any more."""
+        leave(1)
+
     # -- large objects and nested sessions -------------------------------------------------------
 
     @property
@@ -307,21 +445,21 @@ class Worker:
         return self._exchange
 
     def announce_segment(self, segment_id: int, fd: int, size_bytes: int, is_on_disk: bool) -> None:
-        self.link.send_now(frame(frames.SEGMENT, marshal.dumps((size_bytes, is_on_disk)), number=segment_id), fd)
+        self.send(frame(frames.SEGMENT, marshal.dumps((size_bytes, is_on_disk)), number=segment_id), fd)
 
     def report_released(self) -> None:
         exchange = self._exchange
         if exchange is not None:
             released = exchange.drain_released()
             if released:
-                self.link.send_now(frame(frames.RELEASED, marshal.dumps(released)))
+                self.send(frame(frames.RELEASED, marshal.dumps(released)))
 
     def open_channel(self) -> socket.socket:
         """This worker is about to own workers itself: a line to the zygote, asked for through the owner."""
         ours, theirs = socket.socketpair()
         was, self.interruptible = self.interruptible, False
         try:
-            self.link.send_now(frame(frames.CHANNEL), theirs.fileno())
+            self.send(frame(frames.CHANNEL), theirs.fileno())
         finally:
             self.interruptible = was
         theirs.close()

@@ -7,6 +7,7 @@ places, and a place is (segment_id, offset, size_bytes, checksum or None).
 from __future__ import annotations
 
 import marshal
+import os
 import pickle
 import time
 
@@ -42,6 +43,7 @@ class Exchange:
         self._reader = SegmentReader(on_released)
         self.allocate = self._writer.allocate
         self.fd_of = self._writer.fd_of
+        self.foreign_fd_of = self._reader.fd_of
         self.write = self._writer.write
         self.add = self._reader.add
         self.drain_released = self._reader.drain_released
@@ -137,6 +139,7 @@ class Exchange:
         views = []
         for place in [stream, *buffers] if type(stream) is tuple else buffers:
             try:
+                self._know_own(place[0])
                 views.append(self._reader.open(place[:3], place[3]))
             except BaseException as raised:
                 error = raised
@@ -146,6 +149,18 @@ class Exchange:
         if type(stream) is tuple:
             stream = views.pop(0)
         return stream, views
+
+    def _know_own(self, segment_id: int) -> None:
+        """A process may read what it has written: as all readers, by a private mapping."""
+        if not self._reader.knows(segment_id) and segment_id in self._writer.segments():
+            fd, size_bytes, is_on_disk = self._writer.fd_of(segment_id)
+            self._reader.add(segment_id, os.dup(fd), size_bytes, is_on_disk)
+
+    def give_back(self, body: bytes) -> None:
+        """A body that nobody will load: its ranges are reported as released, as after an opening."""
+        stream, buffers = marshal.loads(body)
+        for place in [stream, *buffers] if type(stream) is tuple else buffers:
+            self._reader.give_back(place[:3])
 
     def load(self, body: bytes) -> Any:
         """The value."""

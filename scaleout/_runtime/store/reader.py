@@ -164,6 +164,18 @@ class SegmentReader:
             raise _damaged(extent)
         return data
 
+    def give_back(self, extent: Extent) -> None:
+        """As an opening that is over at once: the caller's pin is settled without a look at the extent."""
+        self._settled.append(extent)
+        self._on_released()
+
+    def fd_of(self, segment_id: int) -> tuple[int, int, bool]:
+        """(fd, size, is_on_disk) of a segment, to introduce it to another reader. ObjectLostError if it is gone."""
+        segment = self._segments.get(segment_id)
+        if segment is None or segment.fd < 0:
+            raise ObjectLostError(f"segment {segment_id:#x} is not known here any more")
+        return segment.fd, segment.size_bytes, segment.is_on_disk
+
     # -- releasing --------------------------------------------------------------------------------
 
     def drain_released(self) -> list[Extent]:

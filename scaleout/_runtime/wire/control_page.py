@@ -2,6 +2,8 @@
 
 Each word has one writer: `revoked_from`, `allowance_bytes` and `interrupted` are the owner's, all others the worker's.
 `interrupted` is the task that the last SIGINT of the owner is meant for, so that one that comes late spares the next.
+`running` is what `claimed` is, but for a worker that runs one task inside another, which waits for it: `claimed` only
+grows, and `running` is the outer task again when the inner one has ended. `since_ns` is when `running` was claimed.
 
 The protocol of `claimed` and `revoked_from`: before it touches task k in any way the worker stores
 `claimed = k`, then loads `revoked_from`; if that is at most k it skips k and reports it "returned". To take
@@ -28,7 +30,8 @@ IN_USER_CODE = 4
 ALLOWANCE_BYTES = 5
 USED_BYTES = 6
 INTERRUPTED = 7
-WORDS = 8
+RUNNING = 8
+WORDS = 9
 
 NOTHING_REVOKED = (1 << 64) - 1
 NO_ITEM = (1 << 64) - 1

@@ -33,6 +33,9 @@ EXIT = 8  # finish what is queued before this frame, then exit
 LOOSE_FD = 9  # + fd, for the INITIALIZE or TRACKER frame that follows
 FORGET_DEFINITIONS = 11  # body: definition ids that are superseded and needed by nothing
 TRACKER = 10  # + fd of the driver's resource tracker
+OBJECT = 12  # number: object id; aux: the WANT it answers, 0: a dependency of the next task; body: its value or failure
+WAITED = 13  # number: the WANT that is satisfied; body: what is there of it, in its order
+TAKEN = 14  # number: sequence number of a task that streams; aux: how many of its items the consumer has taken
 
 # worker -> owner
 READY = 20
@@ -42,6 +45,14 @@ RELEASED = 23  # body: extents of the receiver's segments whose last view died
 NEED = 24  # number: sequence number of a task that could not be decoded; body: (module, name)
 INITIALIZER_FAILED = 25
 CHANNEL = 26  # + fd: the worker becomes an owner and asks for a channel to the zygote
+SUBMIT = 27  # a task, from inside a task; body: see node.clerk
+PUT = 28  # number: object id; flag: as of RESULT; body: the value
+WANT = 29  # number: of the request; body: (object ids, how many are enough, whether values are wanted, may help)
+UNWANT = 31  # number: of a WANT that is given up
+RELEASE = 32  # body: (object id, hand-overs settled) of objects that nothing here refers to any more
+ITEM = 33  # number: sequence number of a task; aux: position; flag and body as of RESULT: one of its several results
+FUNCTION = 34  # number: what SUBMIT calls it from now on; body: a pickled function
+REQUEST = 35  # number: object id for the answer; body: a question to the owner, see node.clerk
 # both ways
 SEGMENT = 30  # + fd; number: segment id; body: (size, is_on_disk)
 
@@ -64,11 +75,15 @@ CALL_ARGS_KWARGS = 1  # payload is (args, kwargs)
 CALL_ITEM = 2  # payload is the one argument
 MAP_ITEMS = 3  # payload is a list of single arguments; the result is a list
 STARMAP_ITEMS = 4  # payload is a list of argument tuples; the result is a list
+ENVELOPE = 0x08  # payload is marshal of (payload, dependencies, handed-over references, number of results)
+HELP = 0x10  # for the task that runs there and waits for it
 TRACE_ITEMS = 0x40  # a repeated attempt: note each item's index in the control page
 STORED = 0x80
-HOW_MASK = 0x3F
+HOW_MASK = 0x07
 
 # RESULT flags: what came out. The shims map these to the exceptions of the module they stand for.
+HAS_REFERENCES = 0x40  # body is marshal of (body, references in the value)
+STATUS_MASK = 0x3F
 OK = 0
 TASK_RAISED = 1
 ARGUMENT_NOT_UNPICKLED = 2
@@ -84,6 +99,9 @@ DROPPED = 21
 OUT_OF_MEMORY = 22
 TIMED_OUT = 23
 CANCELLED = 24
+STREAM_ENDED = 25
+ACTOR_DIED = 26
+LOST = 27
 
 
 def frame(kind: int, body: bytes = b"", *, flag: int = 0, aux: int = 0, number: int = 0) -> bytes:

@@ -1,0 +1,61 @@
+"""Tasks and objects as a program submits and reads them: what both sessions, the owner's and a worker's, have in common.
+
+`arguments_of` prepares a call's arguments: top-level references become dependencies, others stay references.
+"""
+
+from __future__ import annotations
+
+from scaleout._runtime.base.references import Dependency, ObjectRef
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def with_dependencies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, list[ObjectRef]]:
+    """(args, kwargs, dependencies): each top-level reference is replaced by its position among the dependencies."""
+    found: list[ObjectRef] = []
+
+    def replaced(value: Any) -> Any:
+        if type(value) is not ObjectRef:
+            return value
+        found.append(value)
+        return Dependency(len(found) - 1)
+
+    return tuple(map(replaced, args)), {name: replaced(value) for name, value in kwargs.items()}, found
+
+
+class Options:
+    """What one call asks for beyond its arguments. Made once per function or method, and shared by its calls."""
+
+    __slots__ = ("max_retries", "name", "retry_exceptions", "returns", "shape", "timeout_s")
+
+    def __init__(
+        self,
+        shape: Any = (("CPU", 1000),),
+        returns: int = 1,
+        max_retries: int | None = None,
+        retry_exceptions: Any = False,
+        timeout_s: float | None = None,
+        name: str = "",
+    ) -> None:
+        self.shape = shape
+        self.returns = returns
+        self.max_retries = max_retries
+        self.retry_exceptions = retry_exceptions
+        self.timeout_s = timeout_s
+        self.name = name
+
+    def plain(self) -> dict[str, Any]:
+        """What the owner must know of them, as plain data."""
+        return {
+            "shape": self.shape,
+            "max_retries": self.max_retries,
+            "timeout_s": self.timeout_s,
+            "name": self.name,
+        }
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a call needs no more than its arguments."""
+        return self.returns == 1 and self.timeout_s is None and not self.retry_exceptions

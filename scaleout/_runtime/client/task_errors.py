@@ -1,0 +1,68 @@
+"""From a failed task to the exception that `scaleout.get` raises for it."""
+
+from __future__ import annotations
+
+from pickle import PicklingError
+
+from scaleout import errors
+from scaleout._runtime.client.exceptions import Exceptions
+from scaleout._runtime.wire import frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from scaleout._runtime.client.outcomes import Failure
+
+
+class TaskExceptions(Exceptions):
+    """The classes of `scaleout.errors`; the task's own exceptions come as they are, the remote traceback as their cause."""
+
+    terminated = "the session ended before this task had a result"
+    initializer_failed = "no worker could be started"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.makers[frames.TASK_EXITED] = self.exited
+        self.makers[frames.RESULT_NOT_PICKLED] = self.result_not_pickled
+        self.makers[frames.CANCELLED] = self.cancelled
+        self.makers[frames.TIMED_OUT] = self.timed_out
+        self.makers[frames.LOST] = self.lost
+        self.makers[frames.ACTOR_DIED] = self.actor_died
+
+    def with_remote_traceback(self, error: BaseException, failure: Failure) -> BaseException:
+        if failure.traceback:
+            error.__cause__ = errors.RemoteTraceback(failure.traceback)
+        return error
+
+    def exited(self, failure: Failure, first_index: int | None) -> BaseException:
+        code = failure.code if failure.code is not None else 0
+        error = errors.WorkerDiedError(
+            f"the task raised SystemExit({code})", attempts=1, exitcode=code, item_index=None
+        )
+        return self.with_remote_traceback(error, failure)
+
+    def result_not_pickled(self, failure: Failure, first_index: int | None) -> BaseException:
+        error = failure.error or PicklingError(f"{failure.value_repr} could not be pickled: {failure.error_repr}")
+        return self.with_remote_traceback(error, failure)
+
+    def cancelled(self, failure: Failure, first_index: int | None) -> BaseException:
+        return errors.TaskCancelledError("the task was cancelled")
+
+    def timed_out(self, failure: Failure, first_index: int | None) -> BaseException:
+        limit_s = failure.facts["timeout_s"]
+        return errors.TaskTimeoutError(f"the task ran for longer than its timeout_s of {limit_s:g} s, and was killed")
+
+    def lost(self, failure: Failure, first_index: int | None) -> BaseException:
+        return errors.ObjectLostError(
+            "the object is gone: nothing that scaleout knows of referred to it any more. A reference that was pickled "
+            "by hand, or passed to a Pool or an executor, does not keep its object"
+        )
+
+    def actor_died(self, failure: Failure, first_index: int | None) -> BaseException:
+        facts = failure.facts
+        error = errors.ActorDiedError(facts["message"], class_name=facts["class"], name=facts["name"])
+        if failure.error is not None:
+            error.__cause__ = self.with_remote_traceback(failure.error, failure)
+        return error
+
+
+task_exceptions = TaskExceptions()

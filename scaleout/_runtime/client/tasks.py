@@ -1,0 +1,435 @@
+"""Tasks and objects in the process that owns them: the driver's, or that of a worker that has workers of its own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import os
+import weakref
+from functools import partial
+
+from scaleout._runtime.base import references
+from scaleout._runtime.base.references import Collected, ObjectRef
+from scaleout._runtime.client.graph import Options, with_dependencies
+from scaleout._runtime.client.outcomes import Failure, outcome
+from scaleout._runtime.core.tasks import PENDING as UNASSIGNED
+from scaleout._runtime.core.tasks import Task
+from scaleout._runtime.node.ledger import PENDING, Entry, Envelope, SeveralResults, Stream
+from scaleout._runtime.node.objects import inline_payload
+from scaleout._runtime.node.stored import load_referring
+from scaleout._runtime.wire import frames
+from scaleout.errors import ForeignSessionError, SessionClosedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from scaleout._runtime.client.embedded import EmbeddedSession
+    from scaleout._runtime.node.callables import CallableRecord
+    from scaleout._runtime.node.owner import Owner
+
+
+class OwnerClient:
+    """See the module's docstring. One per session, from the first task, actor or object to `close`."""
+
+    def __init__(self, session: EmbeddedSession, owner: Owner) -> None:
+        self._session = session
+        self._owner = owner
+        self._slots: Any = owner.slots
+        self._post = owner.reactor.post
+        self._encode = session.encode
+        self._ids = itertools.count(1)
+        self._pid = os.getpid()
+        self._exported: weakref.WeakValueDictionary[int, Entry] = weakref.WeakValueDictionary()
+        self.is_closed = False
+
+    # -- submitting ------------------------------------------------------------------------------
+
+    def prepare(self, function: Callable[..., Any]) -> CallableRecord:
+        """The function, pickled; kept until the session ends."""
+        return self._owner.callables.record_of(function)
+
+    def submit(self, record: CallableRecord, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
+        """Queue a call: its reference, several of them, or a `StreamOfRefs`. Raises what pickling raises."""
+        self.check()
+        group = self._slots.group_of(options.shape)
+        return self._submit(group, record, args, kwargs, options)
+
+    def _submit(
+        self, group: Any, record: CallableRecord, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> Any:
+        dependencies: Any = ()
+        for value in args:
+            if type(value) is ObjectRef:
+                args, kwargs, dependencies = with_dependencies(args, kwargs)
+                break
+        else:
+            for value in kwargs.values():
+                if type(value) is ObjectRef:
+                    args, kwargs, dependencies = with_dependencies(args, kwargs)
+                    break
+        with Collected() as contained:
+            if kwargs or dependencies:
+                how = frames.CALL_ARGS_KWARGS
+                encoded = self._encode((args, kwargs))
+            else:
+                how = frames.CALL_ARGS
+                encoded = self._encode(args)
+        payload = inline_payload(encoded)
+        stored = None
+        if payload is None:
+            payload, stored = self._owner.objects.store(encoded)
+            how |= frames.STORED
+        returns = options.returns
+        if returns == 1:
+            entry = Entry(next(self._ids))
+            answer: Any = ObjectRef(entry.id, entry)
+            sink: Any = entry
+        elif returns >= 0:
+            entries = tuple(Entry(next(self._ids)) for _ in range(returns))
+            answer = [ObjectRef(entry.id, entry) for entry in entries] or None
+            sink = SeveralResults(entries)
+        else:
+            sink = Stream(self._ids.__next__)
+            answer = StreamOfRefs(self, sink)
+        task = Task(group, record, how, payload, encoded.needs, stored, sink, 0, record.profile)
+        task.max_retries = options.max_retries
+        if returns == 1:
+            sink.source = task
+        elif returns < 0:
+            sink.source = task
+            sink.on_taken = partial(self._tell_taken, weakref.ref(task))
+        else:
+            for entry in entries:
+                entry.source = task
+        if options.retry_exceptions:
+            task.sink = Retrying(self, task, options.retry_exceptions)
+        if dependencies or contained or returns != 1 or group.keeps_order:
+            task.envelope = Envelope(
+                tuple(map(self._entry_of, dependencies)), tuple(map(self._entry_of, contained)), returns, group.actor
+            )
+            self._post(partial(self._owner.clerk.submit, task))
+        else:
+            self._post(task)
+        if options.timeout_s is not None:
+            self._post(partial(self._owner.canceller.limit, task, options.timeout_s))
+        return answer
+
+    def _tell_taken(self, found: Any, count: int) -> None:
+        """On the reactor thread: the consumer of a stream has come so far."""
+        task = found()
+        if task is not None and task.runner is not None and task.state != UNASSIGNED:
+            peer = task.runner.worker
+            if peer.link.is_open:
+                peer.link.queue(frames.frame(frames.TAKEN, number=task.sequence, aux=count))
+                self._owner.reactor.flush_soon(peer.link)
+
+    # -- objects ---------------------------------------------------------------------------------
+
+    def put(self, value: Any) -> ObjectRef:
+        """Keep a value. Raises what pickling raises."""
+        self.check()
+        with Collected() as contained:
+            encoded = self._encode(value)
+        entry = Entry(next(self._ids))
+        entry.contained = tuple(map(self._entry_of, contained))
+        entry.payload = self._owner.objects.object_of(encoded)
+        entry.status = frames.OK
+        return ObjectRef(entry.id, entry)
+
+    def get(self, refs: Sequence[ObjectRef], deadline: float | None) -> list[Any] | None:
+        """The values, in order; raises the first failure. None: the deadline came first."""
+        values = []
+        for ref in refs:
+            entry = self._entry_of(ref)
+            if entry.status == PENDING and not entry.wait(deadline, self.check):
+                return None
+            values.append(self.value_of(entry))
+        return values
+
+    def value_of(self, entry: Entry) -> Any:
+        """The value of an entry that is there; its failure is raised."""
+        status, payload = entry.status, entry.payload
+        if status == frames.OK and entry.contained:
+            return load_referring(payload, entry.contained)
+        success, value = outcome(status, payload)
+        if success:
+            return value
+        raise exception_of(value, entry)
+
+    def wait(self, refs: Sequence[ObjectRef], enough: int, deadline: float | None) -> set[int]:
+        """Positions of those that are there, when `enough` are or the deadline has come."""
+        entries = [self._entry_of(ref) for ref in refs]
+        there = {position for position, entry in enumerate(entries) if entry.status != PENDING}
+        if len(there) >= enough:
+            return there
+        gate = Entry(0)
+        waiting = _Countdown(enough, gate)
+        self._post(partial(waiting.start, entries))
+        try:
+            gate.wait(deadline, self.check)
+        finally:
+            self._post(partial(waiting.stop, entries))
+        return {position for position, entry in enumerate(entries) if entry.status != PENDING}
+
+    def future_of(self, ref: ObjectRef) -> concurrent.futures.Future[Any]:
+        """See `ObjectRef.future`."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self.when_there(ref, partial(self._fill, future))
+        return future
+
+    def _fill(self, future: concurrent.futures.Future[Any], entry: Entry) -> None:
+        """On the callback thread."""
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            value = self.value_of(entry)
+        except BaseException as error:  # noqa: BLE001 - the task's, or of the value's unpickling
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    def when_there(self, ref: ObjectRef, function: Callable[[Entry], None]) -> None:
+        """Call it on the callback thread, with the entry."""
+        self.check()
+        entry = self._entry_of(ref)
+        callbacks = self._owner.callbacks
+        self._post(partial(entry.when_there, lambda entry: callbacks.put(partial(function, entry))))
+
+    def next_of_stream(self, stream: Stream, position: int, deadline: float | None) -> ObjectRef | None:
+        """The reference to a stream's item, as soon as it can be had: pending. None beyond the end."""
+        self.check()
+        answer: list[Entry | None] = []
+        gate = Entry(0)
+
+        def take() -> None:
+            answer.append(stream.take(position))
+            gate.deliver(0, frames.OK, None)
+
+        self._post(take)
+        gate.wait(None, self.check)
+        entry = answer[0]
+        if entry is None:
+            return None
+        entry.wait(deadline, self.check)
+        return None if entry.status == frames.STREAM_ENDED else ObjectRef(entry.id, entry)
+
+    def drop_stream(self, stream: Stream) -> None:
+        """Nobody will take more of it."""
+        if self._pid == os.getpid() and not self.is_closed:
+            self._post(partial(self._cancel_now, stream, True, lambda is_gone: None))
+
+    # -- cancelling ------------------------------------------------------------------------------
+
+    def cancel(self, ref: ObjectRef, force: bool) -> None:
+        """Take the task back, or interrupt it; with `force` kill the worker that runs it. Nothing if it has ended."""
+        self.check()
+        self._post(partial(self._cancel_now, self._entry_of(ref), force, lambda is_gone: None))
+
+    def _cancel_now(self, holder: Any, force: bool, done: Any) -> None:
+        task = holder.source
+        if task is None:
+            return
+        owner = self._owner
+        if not owner.clerk.cancel_waiting(task):
+            owner.canceller.drop_one(task, frames.CANCELLED, force)
+
+    # -- references ------------------------------------------------------------------------------
+
+    def _entry_of(self, ref: ObjectRef) -> Entry:
+        entry = ref._hold
+        if type(entry) is not Entry:
+            raise ForeignSessionError(f"{ref!r} belongs to another session")
+        return entry
+
+    def reference_of(self, object_id: int) -> ObjectRef:
+        """For one that is unpickled here: inside a value of ours, or from wherever user code has put its bytes."""
+        known = references.resolving.entries
+        entry = known.get(object_id) if known is not None else None
+        if entry is None:
+            entry = self._exported.get(object_id)
+        if entry is None:
+            for peer in list(self._owner.keeper.peers.values()):
+                entry = peer.holdings.find(object_id)
+                if entry is not None:
+                    break
+        if entry is None:
+            entry = Entry(object_id)
+            entry.deliver(0, frames.LOST, None)
+        return ObjectRef(object_id, entry)
+
+    def exported(self, ref: ObjectRef) -> None:
+        """User code pickles a reference: it is found again as long as the object lives."""
+        self._exported[ref._id] = self._entry_of(ref)
+
+    def describe(self, ref: ObjectRef) -> str:
+        entry = ref._hold
+        if type(entry) is not Entry:
+            return "of another session"
+        if entry.status == PENDING:
+            return "pending"
+        return "ready" if entry.status == frames.OK else "failed"
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise if nothing can come of a call any more."""
+        if self._pid != os.getpid():
+            raise ForeignSessionError("this session belongs to the process that was forked from")
+        if self.is_closed or self._owner.reactor.is_stopping:
+            raise SessionClosedError("the session has ended; references of it lead nowhere")
+
+    def resources(self) -> tuple[dict[str, int], dict[str, int]]:
+        """(what there is, what is in use), in milli-units."""
+        return dict(self._slots.resources.total), self._slots.in_use()
+
+    def close(self) -> None:
+        """End all tasks."""
+        self.is_closed = True
+        self._slots.close()
+
+
+class _Countdown:
+    """Opens `gate` when so many entries are there. On the reactor thread."""
+
+    def __init__(self, missing: int, gate: Entry) -> None:
+        self._missing = missing
+        self._gate = gate
+
+    def start(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            entry.when_there(self.arrived)
+
+    def arrived(self, entry: Entry) -> None:
+        self._missing -= 1
+        if self._missing == 0:
+            self._gate.deliver(0, frames.OK, None)
+
+    def stop(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            entry.no_longer(self.arrived)
+
+
+class Retrying:
+    """The sink of a task that may run again when it raises: passes on everything but the failures that are retried."""
+
+    keeps_objects = True
+
+    def __init__(self, client: OwnerClient, task: Task, kinds: Any) -> None:
+        self._client = client
+        self._sink = task.sink
+        self._kinds = BaseException if kinds is True else tuple(kinds)
+        self._left = task.group.core.max_retries if task.max_retries is None else task.max_retries
+        self._payload = task.stored
+        if task.stored is not None:
+            client._owner.objects.hold(task.stored)
+        self._task = task
+
+    @property
+    def contained(self) -> Any:
+        return self._sink.contained
+
+    @contained.setter
+    def contained(self, entries: Any) -> None:
+        self._sink.contained = entries
+
+    def item(self, *arguments: Any) -> None:
+        self._sink.item(*arguments)
+
+    def deliver(self, index: int, status: int, payload: Any) -> None:
+        if status == frames.TASK_RAISED and self._left > 0:
+            self._client._owner.callbacks.put(partial(self._look, status, payload))
+        else:
+            self._end(status, payload)
+
+    def _look(self, status: int, payload: Any) -> None:
+        """On the callback thread: what was raised?"""
+        failure = outcome(status, payload)[1]
+        if isinstance(failure.error, self._kinds):
+            self._client._post(self._again)
+        else:
+            self._client._post(partial(self._end, status, payload))
+
+    def _again(self) -> None:
+        self._left -= 1
+        old = self._task
+        task = Task(
+            old.group, old.callable, old.how, old.payload, old.needs, old.stored, self, 0, old.profile
+        )
+        task.max_retries = old.max_retries
+        task.envelope = old.envelope
+        if task.stored is not None:
+            self._client._owner.objects.hold(task.stored)
+        self._task = task
+        self._sink.source = task
+        if task.envelope is not None:
+            self._client._owner.clerk.submit(task)
+        else:
+            self._client._owner.reactor.post(task)
+
+    def _end(self, status: int, payload: Any) -> None:
+        if self._payload is not None:
+            self._client._owner.objects.release(self._payload)
+            self._payload = None
+        self._task = None  # type: ignore[assignment]
+        self._sink.deliver(0, status, payload)
+
+
+class StreamOfRefs:
+    """What a streaming task gives at once: an iterator over references, each as soon as the task has yielded it.
+
+    Also an asynchronous iterator. If it is dropped before its end, the task is cancelled.
+    """
+
+    def __init__(self, client: Any, stream: Any) -> None:
+        self._client = client
+        self._stream = stream
+        self._position = 0
+        self._is_over = False
+
+    def __iter__(self) -> StreamOfRefs:
+        return self
+
+    def __next__(self) -> ObjectRef:
+        if self._is_over:
+            raise StopIteration
+        ref = self._client.next_of_stream(self._stream, self._position, None)
+        if ref is None:
+            self._is_over = True
+            raise StopIteration
+        self._position += 1
+        return ref  # type: ignore[no-any-return]
+
+    def __aiter__(self) -> StreamOfRefs:
+        return self
+
+    async def __anext__(self) -> ObjectRef:
+        import asyncio
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, self._next_or_none)
+        except LookupError:
+            raise StopAsyncIteration from None
+
+    def _next_or_none(self) -> ObjectRef:
+        try:
+            return next(self)
+        except StopIteration:
+            raise LookupError from None
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a stream of references cannot be pickled; pass the references that it gives")
+
+    def __del__(self) -> None:
+        if not self._is_over:
+            self._client.drop_stream(self._stream)
+
+
+def exception_of(failure: Failure, entry: Any) -> BaseException:
+    """See `client.task_errors`, imported when something fails."""
+    from scaleout._runtime.client.task_errors import task_exceptions
+
+    return task_exceptions.exception_of(failure)
+
+

@@ -1,0 +1,63 @@
+"""How a node's resources are shared among tasks of different shapes. Pure.
+
+A *shape* is what one task needs, in milli-units: `(("CPU", 1000),)`. Tasks of one shape share a group of workers; how
+many of them may run at once is decided anew whenever something changed: what runs keeps what it has, and what is left
+goes to those that have something ready, in turn, so that no shape starves another.
+"""
+
+from __future__ import annotations
+
+from scaleout._runtime.base import limits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Shape = tuple[tuple[str, int], ...]
+
+MILLI = 1000
+
+
+class Resources:
+    """What a node has, and what is held for good by actors. Amounts in milli-units."""
+
+    def __init__(self, total: dict[str, int]) -> None:
+        self.total = dict(total)
+        self._turn = 0
+
+    def can_ever_fit(self, shape: Shape) -> bool:
+        return all(amount <= self.total.get(name, 0) for name, amount in shape)
+
+    def shares(self, demands: Iterable[tuple[Shape, int, int]]) -> list[int]:
+        """For each (shape, how many hold it now, how many more are wanted): how many may hold it. Nobody is made to
+        give up what it holds, also if together they hold too much, as tasks do that come back from waiting."""
+        demands = list(demands)
+        left = dict(self.total)
+        for shape, held, _ in demands:
+            for name, amount in shape:
+                left[name] = left.get(name, 0) - held * amount
+        granted = [held for _, held, _ in demands]
+        wanted = [more for _, _, more in demands]
+        count = len(demands)
+        self._turn += 1
+        is_moving = True
+        while is_moving:  # one each, in turn, until nobody gets another
+            is_moving = False
+            for step in range(count):
+                position = (self._turn + step) % count
+                shape = demands[position][0]
+                if wanted[position] <= 0 or any(left.get(name, 0) < amount for name, amount in shape):
+                    continue
+                if not shape and granted[position] >= limits.FREE_TASKS:
+                    continue
+                wanted[position] -= 1
+                granted[position] += 1
+                is_moving = True
+                for name, amount in shape:
+                    left[name] -= amount
+        return granted
+
+
+def shape_of(amounts: dict[str, float]) -> Shape:
+    """The shape of a task that needs these amounts, in units; what it needs none of is left out."""
+    return tuple(sorted((name, round(amount * MILLI)) for name, amount in amounts.items() if amount > 0))

@@ -1,0 +1,391 @@
+"""Tasks that depend on objects, and what workers ask for from inside their tasks.
+
+A worker that submits, puts or waits does so at its owner's: the owner keeps the tasks and the objects, so a worker's
+death loses none of them. What a worker says comes as frames, in order, and is done in order, also when something in it
+takes a moment (names of `__main__` are looked up on the callback thread, as pickling definitions runs user code).
+
+    SUBMIT   marshal of (target, function, how, payload, is_stored, objects, dependencies, references, returns, options,
+             names); the names are those of `__main__` that the payload needs
+    FUNCTION marshal of (pickled function, names)
+    WANT     marshal of (objects, how many are enough, whether values are wanted, is it the main thread, may it help)
+    REQUEST  marshal of (name, *arguments): a method of `answers`
+
+Everything here runs on the reactor thread unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import marshal
+from functools import partial
+
+from scaleout._runtime.core.tasks import FINISHED, PENDING, Task
+from scaleout._runtime.node import ledger
+from scaleout._runtime.node.ledger import Entry, Envelope, SeveralResults
+from scaleout._runtime.node.stored import extents_of
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import frame
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from scaleout._runtime.node.callables import CallableRecord, CallableTable
+    from scaleout._runtime.node.callbacks import CallbackThread
+    from scaleout._runtime.node.keeper import ZygoteKeeper
+    from scaleout._runtime.node.objects import ObjectTable
+    from scaleout._runtime.node.peer import Peer
+    from scaleout._runtime.node.reactor import Reactor
+
+class PeerWant:
+    """A worker's thread waits for some objects. `missing`: how many more are needed."""
+
+    __slots__ = ("_clerk", "_has_values", "entries", "is_main", "may_help", "missing", "number", "peer")
+
+    def __init__(
+        self,
+        clerk: Clerk,
+        peer: Peer,
+        number: int,
+        entries: list[Entry],
+        enough: int,
+        has_values: bool,
+        is_main: bool,
+        may_help: bool,
+    ) -> None:
+        self._clerk = clerk
+        self.peer = peer
+        self.number = number
+        self.entries = entries
+        self.missing = min(enough, len(entries))
+        self._has_values = has_values
+        self.is_main = is_main
+        self.may_help = may_help
+
+    def arrived(self, entry: Entry) -> None:
+        self.missing -= 1
+        if self._has_values:
+            self._clerk.send_object(self.peer, entry, self.number)
+        has_helped = self._clerk.has_helped(self.peer, entry)
+        if self.missing == 0:
+            self._clerk.satisfied(self)
+        elif has_helped and self.missing > 0:
+            self._clerk.help_or_block(self)
+
+
+class Clerk:
+    """See the module's docstring. `group_of(options)` gives the worker group for a task from inside a task;
+    `answers` has a method for each question that workers ask."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        keeper: ZygoteKeeper,
+        objects: ObjectTable,
+        callables: CallableTable,
+        callbacks: CallbackThread,
+    ) -> None:
+        self._reactor = reactor
+        self._keeper = keeper
+        self._objects = objects
+        self._callables = callables
+        self._callbacks = callbacks
+        self.group_of: Callable[[Any], Any] = lambda options: None
+        self.answers: Any = None
+        self.helping: dict[Peer, list[int]] = {}  # objects that the worker makes itself, while it waits for them
+        self._handlers: dict[int, Callable[[Peer, int, int, int, bytes], None]] = {
+            frames.SUBMIT: self._on_submit,
+            frames.PUT: self._on_put,
+            frames.WANT: self._on_want,
+            frames.UNWANT: self._on_unwant,
+            frames.RELEASE: self._on_release,
+            frames.FUNCTION: self._on_function,
+            frames.ITEM: self._on_item,
+            frames.REQUEST: self._on_request,
+        }
+
+    # -- tasks with an envelope ------------------------------------------------------------------
+
+    def submit(self, task: Task) -> None:
+        """Queue it, or have it wait for what it depends on. Actors keep their calls in order themselves."""
+        envelope: Envelope = task.envelope
+        for entry in envelope.dependencies:
+            if entry.status == ledger.PENDING:
+                envelope.waiting += 1
+                entry.when_there(partial(self._dependency_there, task))
+        group = task.group
+        if group.is_terminating or group.core.is_broken:
+            group.refuse(task)
+        elif group.keeps_order:
+            group.core.submitted(task)
+            self._fail_with_dependency(task)
+        elif not envelope.waiting:
+            self._enqueue(task)
+
+    def _dependency_there(self, task: Task, entry: Entry) -> None:
+        task.envelope.waiting -= 1
+        if task.envelope.waiting or task.state == FINISHED:
+            return
+        if task.group.keeps_order:
+            self._fail_with_dependency(task)
+            task.group.core.dependencies_there(task)
+        else:
+            self._enqueue(task)
+
+    def _enqueue(self, task: Task) -> None:
+        group = task.group
+        if group.is_terminating or group.core.is_broken:
+            group.refuse(task)
+        elif not self._fail_with_dependency(task):
+            group.core.submitted(task)
+
+    def _fail_with_dependency(self, task: Task) -> bool:
+        if task.envelope.waiting:
+            return False
+        failed = task.envelope.failed_dependency()
+        if failed is None:
+            return False
+        if task.group.keeps_order:
+            task.group.core.withdrawn(task)
+        task.state = FINISHED
+        task.group.finish(task, failed.status, failed.payload)
+        return True
+
+    def cancel_waiting(self, task: Task) -> bool:
+        """If it waits for values still, it is gone."""
+        if task.state != PENDING or task.envelope is None or not task.envelope.waiting:
+            return False
+        if task.group.keeps_order:
+            task.group.core.withdrawn(task)
+        task.state = FINISHED
+        task.group.finish(task, frames.CANCELLED, None)
+        return True
+
+    # -- from workers ----------------------------------------------------------------------------
+
+    def on_frame(self, peer: Peer, kind: int, flag: int, aux: int, number: int, body: bytes) -> bool:
+        """False if it is no frame of this module's."""
+        handler = self._handlers.get(kind)
+        if handler is None:
+            return False
+        handler(peer, flag, aux, number, body)
+        return True
+
+    def _on_function(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        payload, names = marshal.loads(body)
+        extents = None
+        if flag & frames.STORED:
+            extents = extents_of(payload)
+            self._objects.hold_now(extents)
+        self._when_known(peer, names, partial(self._add_function, peer, number, payload, extents))
+
+    def _add_function(self, peer: Peer, number: int, payload: bytes, extents: Any, needs: tuple[int, ...]) -> None:
+        peer.functions[number] = self._callables.adopt(payload, needs, extents)
+
+    def _on_submit(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        said = marshal.loads(body)
+        entries = tuple(Entry(object_id) for object_id in said[5])
+        peer.holdings.hand_over(entries)
+        dependencies = tuple(self.entry_of(peer, object_id) for object_id in said[6])
+        references = tuple(self.entry_of(peer, object_id) for object_id in said[7])
+        payload = said[3]
+        stored = None
+        if said[4]:
+            stored = self._objects.keep(payload)
+        do = partial(self._submit_of_worker, peer, said, entries, dependencies, references, stored)
+        self._when_known(peer, said[10], do)
+
+    def _submit_of_worker(
+        self,
+        peer: Peer,
+        said: tuple[Any, ...],
+        entries: tuple[Entry, ...],
+        dependencies: tuple[Entry, ...],
+        references: tuple[Entry, ...],
+        stored: Any,
+        needs: Any,
+    ) -> None:
+        target, function, how, payload, _, _, _, _, returns, options, _ = said
+        sink: Any = entries[0] if returns == 1 else SeveralResults(entries)
+        record: CallableRecord = peer.functions[function]
+        try:
+            group = self.group_of(target, options)
+        except Exception as error:  # noqa: BLE001 - it is the answer
+            sink.deliver(0, frames.WORKER_DIED, {"refused": str(error)})
+            return
+        extents = None
+        if stored is not None:
+            how |= frames.STORED
+            extents = stored.extents
+            self._objects.hold_now(extents)
+        task = Task(group, record, how, payload, needs, extents, sink, 0, record.profile)
+        self.apply_options(task, options)
+        for entry in entries:
+            entry.source = task
+        if dependencies or references or returns != 1 or group.keeps_order:
+            task.envelope = Envelope(dependencies, references, returns, group.actor)
+            self.submit(task)
+        elif group.is_terminating or group.core.is_broken:
+            group.refuse(task)
+        else:
+            group.core.submitted(task)
+
+    def apply_options(self, task: Task, options: Any) -> None:
+        if options:
+            task.max_retries = options.get("max_retries")
+
+    def entry_of(self, peer: Peer, object_id: int) -> Entry:
+        """What the worker refers to by this number. One that nobody handed to it may be gone."""
+        entry = peer.holdings.find(object_id)
+        if entry is None:
+            for other in self._keeper.peers.values():
+                entry = other.holdings.find(object_id)
+                if entry is not None:
+                    break
+        if entry is None:
+            entry = Entry(object_id)
+            entry.deliver(0, frames.LOST, None)
+        return entry
+
+    def _on_put(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        entry = Entry(number)
+        peer.holdings.hand_over((entry,))
+        entry.contained, payload = self.value_of(peer, flag, body)
+        entry.deliver(0, frames.OK, payload)
+
+    def value_of(self, peer: Peer, flag: int, body: bytes) -> tuple[tuple[Entry, ...], Any]:
+        """(what it refers to, payload) of a value that a worker sends."""
+        contained: tuple[Entry, ...] = ()
+        payload: Any = body
+        if flag & frames.HAS_REFERENCES:
+            payload, references = marshal.loads(body)
+            contained = tuple(self.entry_of(peer, object_id) for object_id in references)
+        if flag & frames.STORED:
+            self._objects.share_budget()
+            payload = self._objects.keep(payload)
+        return contained, payload
+
+    def _on_item(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        task = next((task for task in peer.lane.inflight if task.sequence == number), None)
+        contained, payload = self.value_of(peer, flag, body)
+        if task is not None and task.state != FINISHED:
+            task.sink.item(aux, frames.OK, payload, contained)
+
+    def _on_release(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        for object_id, count in marshal.loads(body):
+            peer.holdings.settle(object_id, count)
+
+    def _on_request(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        name, *arguments = marshal.loads(body)
+        answer = getattr(self.answers, name)(peer, *arguments)
+        peer.link.queue(frame(frames.WAITED, marshal.dumps(answer), number=number))
+        self._reactor.flush_soon(peer.link)
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def _on_want(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        object_ids, enough, has_values, is_main, may_help = marshal.loads(body)
+        entries = [self.entry_of(peer, object_id) for object_id in object_ids]
+        want = PeerWant(self, peer, number, entries, enough, has_values, is_main, may_help)
+        peer.wants[number] = want
+        core = peer.group.core
+        if is_main:
+            core.lane_waits(peer.lane)
+        if want.missing == 0:
+            self.satisfied(want)
+            return
+        for entry in entries:
+            entry.when_there(want.arrived)
+            if want.missing <= 0:
+                return
+        if is_main:
+            self.help_or_block(want)
+
+    def help_or_block(self, want: PeerWant) -> None:
+        """The worker may do itself what it waits for, if nobody has begun it; else its slot is free."""
+        peer = want.peer
+        core = peer.group.core
+        if want.may_help:
+            for entry in want.entries:
+                task = entry.source
+                if entry.status == ledger.PENDING and task is not None and task.group is peer.group:
+                    if core.help_wanted(peer.lane, task):
+                        self.helping.setdefault(peer, []).append(entry.id)
+                        return
+        core.lane_blocked(peer.lane)
+
+    def has_helped(self, peer: Peer, entry: Entry) -> bool:
+        """Whether the worker has made this object itself, while it waited for it."""
+        made = self.helping.get(peer, ())
+        if entry.id not in made:
+            return False
+        made.remove(entry.id)
+        return True
+
+    def satisfied(self, want: PeerWant) -> None:
+        peer = want.peer
+        self._end_want(want)
+        ready = [entry.id for entry in want.entries if entry.status != ledger.PENDING]
+        peer.link.queue(frame(frames.WAITED, marshal.dumps(ready), number=want.number))
+        self._reactor.flush_soon(peer.link)
+
+    def _end_want(self, want: PeerWant) -> None:
+        want.missing = 0
+        if want.peer.wants.pop(want.number, None) is not None:
+            for entry in want.entries:
+                entry.no_longer(want.arrived)
+            if want.is_main:
+                want.peer.group.core.lane_continues(want.peer.lane)
+
+    def _on_unwant(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        want = peer.wants.get(number)
+        if want is not None:
+            self._end_want(want)
+
+    def send_object(self, peer: Peer, entry: Entry, want: int) -> None:
+        peer.send_objects([entry], want, self._objects.lend)
+        self._reactor.flush_soon(peer.link)
+
+    def peer_died(self, peer: Peer) -> None:
+        """Nobody there waits any more, and what only it referred to goes."""
+        for want in list(peer.wants.values()):
+            want.is_main = False  # its lane is gone
+            self._end_want(want)
+        peer.backlog.clear()
+        peer.holdings.clear()
+        for record in peer.functions.values():
+            self._callables.release(record)
+        peer.functions.clear()
+        self.helping.pop(peer, None)
+
+    # -- names of `__main__` ---------------------------------------------------------------------
+
+    def _when_known(self, peer: Peer, names: Any, do: Callable[[tuple[int, ...]], None]) -> None:
+        """Do it with the definitions that a worker needs for these names, in the order in which the peer said it."""
+        if not names:
+            if peer.backlog:
+                peer.backlog.append([(), do])
+            else:
+                do(())
+            return
+        said: list[Any] = [None, do]
+        peer.backlog.append(said)
+        self._callbacks.put(partial(self._look_up, peer, names, said))
+
+    def _look_up(self, peer: Peer, names: Any, said: list[Any]) -> None:
+        """On the callback thread."""
+        needs: tuple[int, ...] = ()
+        try:
+            needs = self._callables.book.needs_of_names(names)
+        except BaseException:  # noqa: BLE001 - the user's reducers; the worker that lacks the name will say so
+            pass
+        self._reactor.post(partial(self._known, peer, said, needs))
+
+    def _known(self, peer: Peer, said: list[Any], needs: tuple[int, ...]) -> None:
+        said[0] = needs
+        backlog = peer.backlog
+        while backlog and backlog[0][0] is not None:
+            found, do = backlog.popleft()
+            do(found)
+
+

@@ -1,0 +1,272 @@
+"""What the tasks in this worker ask its owner: to take on tasks of theirs, to keep values, to wait for some.
+
+    a thread of the user's --frame--> owner --OBJECT, WAITED--> whoever reads the link --> that thread
+
+There is no thread for reading. Whoever waits reads, if nobody else does (the *leader*); the others wait until the leader
+has what they want, or leaves and makes one of them the next. The worker's main loop is one of them: it waits for tasks.
+
+While the main thread waits inside a task, the owner may send it *help*: a task that it waits for, and that no worker has
+taken yet. It runs right there, inside the one that waits. All other tasks that were queued here go back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import marshal
+import select
+import sys
+import threading
+import time
+from _thread import allocate_lock, get_ident
+from collections import deque
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.base.references import HeldTable
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import frame
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from scaleout._runtime.process.worker import Worker
+
+AT_ONCE = frozenset({frames.SEGMENT, frames.TRACKER, frames.LOOSE_FD, frames.FREE})
+"""Obeyed as soon as they are read: descriptors come in the order of their frames, and nothing else depends on when."""
+
+
+class Want:
+    """One question to the owner, or the main loop's wait for work. `ready`: the answer."""
+
+    __slots__ = ("is_main", "lock", "number", "ready", "values")
+
+    def __init__(self, number: int, is_main: bool) -> None:
+        self.number = number
+        self.is_main = is_main
+        self.lock = allocate_lock()
+        self.lock.acquire()
+        self.ready: list[int] | None = None
+        self.values: dict[int, tuple[int, bytes]] = {}
+
+    def wake(self) -> None:
+        try:
+            self.lock.release()
+        except RuntimeError:
+            pass  # it is awake
+
+
+class Requests:
+    """See the module's docstring. Made at the first request."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._link = worker.link
+        self.held = HeldTable()
+        self._numbers = itertools.count(1)
+        self._object_ids = itertools.count((worker.worker_id << 40) + 1)
+        self._wants: dict[int, Want] = {}
+        self._leading = allocate_lock()
+        self._sending = threading.RLock()
+        self._help: deque[tuple[int, int, int, bytes]] = deque()
+        self._main = threading.main_thread().ident
+        self._taken: dict[int, int] = {}  # of the streams that run here, by the task's number
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def next_id(self) -> int:
+        """A number for an object that is made here."""
+        return next(self._object_ids)
+
+    def send(self, data: bytes, fd: int = -1) -> None:
+        """Any thread. A Ctrl-C that is meant for user code waits until the frame is out."""
+        worker = self._worker
+        is_main = get_ident() == self._main
+        was = worker.interruptible
+        if is_main:
+            worker.interruptible = False
+        try:
+            with self._sending:
+                self._link.send_now(data, fd)
+        finally:
+            if is_main:
+                worker.interruptible = was
+
+    def report_released(self) -> None:
+        """What nothing here refers to any more."""
+        if self.held.released:
+            self.send(frame(frames.RELEASE, marshal.dumps(self.held.take_released())))
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def want(
+        self, object_ids: Sequence[int], enough: int, with_values: bool, deadline: float | None
+    ) -> Want | None:
+        """Wait until `enough` of the objects are there. None: the deadline came first."""
+        worker = self._worker
+        is_main = get_ident() == self._main and worker.nesting > 0
+        want = Want(next(self._numbers), is_main)
+        self._wants[want.number] = want
+        self.report_released()
+        may_help = is_main and worker.nesting < limits.HELP_DEPTH and _has_stack_room()
+        question = (list(object_ids), enough, with_values, is_main, may_help)
+        if is_main:
+            self._return_queued()
+        self.send(frame(frames.WANT, marshal.dumps(question), number=want.number))
+        try:
+            while want.ready is None:
+                if not self._wait(want, deadline):
+                    self.send(frame(frames.UNWANT, number=want.number))
+                    return None
+        except BaseException:
+            self.send(frame(frames.UNWANT, number=want.number))
+            raise
+        finally:
+            del self._wants[want.number]
+        return want
+
+    def ask(self, question: tuple[Any, ...], deadline: float | None = None) -> Any:
+        """A question that the owner answers at once, by plain data."""
+        want = Want(next(self._numbers), False)
+        self._wants[want.number] = want
+        try:
+            self.send(frame(frames.REQUEST, marshal.dumps(question), number=want.number))
+            while want.ready is None:
+                self._wait(want, deadline)
+        finally:
+            del self._wants[want.number]
+        return want.ready
+
+    def wait_for_work(self) -> None:
+        """The main loop: until something is queued, or the worker is to leave."""
+        worker = self._worker
+        want = Want(0, False)
+        self._wants[0] = want
+        try:
+            while not worker.queue and not worker.has_exit:
+                self._wait(want, None)
+        finally:
+            del self._wants[0]
+
+    def wait_until_taken(self, sequence: int, count: int) -> None:
+        """A task that streams is too far ahead: until its consumer has taken so many of its items."""
+        want = Want(next(self._numbers), get_ident() == self._main and self._worker.nesting > 0)
+        self._wants[want.number] = want
+        try:
+            while self._taken.get(sequence, 0) < count:
+                self._wait(want, None)
+        finally:
+            del self._wants[want.number]
+
+    def _wait(self, want: Want, deadline: float | None) -> bool:
+        """Until something may have changed for `want`; False: the deadline came."""
+        left = -1.0 if deadline is None else deadline - time.monotonic()
+        if deadline is not None and left <= 0:
+            return False
+        if self._leading.acquire(False):
+            try:
+                if want.ready is None and not (want.is_main and self._help):
+                    self._read(left)
+            finally:
+                self._leading.release()
+                self._wake_next(want)
+        else:
+            want.lock.acquire(True, left if left < 0 else min(left, threading.TIMEOUT_MAX))
+        if want.is_main:
+            while self._help:
+                self._worker.help(*self._help.popleft())
+            self._return_queued()
+        return True
+
+    def _wake_next(self, leaving: Want) -> None:
+        """Somebody must read, if anybody waits."""
+        for want in list(self._wants.values()):
+            if want is not leaving and want.ready is None:
+                want.wake()
+                return
+
+    def _read(self, timeout_s: float) -> None:
+        """As the leader. Only the wait may be interrupted: what is read is not lost."""
+        worker = self._worker
+        poll = select.poll()
+        poll.register(self._link.fileno(), select.POLLIN)
+        if not poll.poll(None if timeout_s < 0 else timeout_s * 1000 + 1):
+            return
+        is_main = get_ident() == self._main
+        was = worker.interruptible
+        if is_main:
+            worker.interruptible = False
+        try:
+            data = self._link.receive()
+            if not data:
+                worker.link_lost()
+                return
+            for entry in self._link.frames(data):
+                self._route(entry)
+        finally:
+            if is_main:
+                worker.interruptible = was
+
+    def _route(self, entry: tuple[int, int, int, int, bytes]) -> None:
+        kind, flag, aux, number, body = entry
+        worker = self._worker
+        if kind == frames.OBJECT and aux:
+            want = self._wants.get(aux)
+            if want is not None:
+                want.values[number] = (flag, body)
+            else:
+                worker.discard(flag, body)
+        elif kind == frames.WAITED:
+            want = self._wants.get(number)
+            if want is not None:
+                want.ready = marshal.loads(body)
+                want.wake()
+        elif kind == frames.TAKEN:
+            self._taken[number] = aux
+            for want in list(self._wants.values()):
+                want.wake()
+        elif kind in AT_ONCE:
+            worker.obey(*entry)
+        elif kind == frames.TASK and flag & frames.HELP:
+            self._return_queued()  # so that its callable and its dependencies are here
+            self._help.append((flag, aux, number, body))
+            for want in list(self._wants.values()):
+                if want.is_main:
+                    want.wake()
+        else:
+            worker.queue.append(entry)
+            main_loop = self._wants.get(0)
+            if main_loop is not None:
+                main_loop.wake()
+
+    def _return_queued(self) -> None:
+        """The tasks behind the one that waits are for other workers."""
+        worker = self._worker
+        returned = []
+        while worker.queue:
+            entry = worker.queue.popleft()
+            if entry[0] == frames.TASK:
+                returned.append(entry[3])
+                worker.forget_dependencies()
+            else:
+                worker.obey(*entry)
+        if returned:
+            self.send(frame(frames.RETURNED, marshal.dumps(returned)))
+
+    def stream_ended(self, sequence: int) -> None:
+        self._taken.pop(sequence, None)
+
+
+def _has_stack_room() -> bool:
+    """Whether another task fits on this thread's stack, as deep as the interpreter lets it grow."""
+    depth = 0
+    frame_ = sys._getframe()
+    while frame_ is not None:
+        depth += 1
+        frame_ = frame_.f_back  # type: ignore[assignment]
+    return depth < sys.getrecursionlimit() // 2
+
+
+def with_deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
+

@@ -1,0 +1,123 @@
+"""`scaleout.init`, `get`, `put`, `wait` and their kind: the runtime's public functions."""
+
+from __future__ import annotations
+
+import time
+
+from scaleout._runtime import session
+from scaleout._runtime.refs import ObjectRef
+from scaleout.errors import GetTimeoutError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
+
+__all__ = ["as_completed", "cancel", "get", "init", "is_initialized", "put", "shutdown", "wait"]
+
+
+def _deadline(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}")
+    return time.monotonic() + timeout
+
+
+def put(value: Any) -> ObjectRef:
+    """A reference to `value`, which is stored once, however many tasks it is passed to.
+
+    >>> import scaleout
+    >>> scaleout.get(scaleout.put("kept"))
+    'kept'
+    """
+    if isinstance(value, ObjectRef):
+        raise TypeError("put takes a value, not a reference: the object of a reference is stored already")
+    return session.default_client().put(value)  # type: ignore[no-any-return]
+
+
+def get(refs: Any, timeout: float | None = None) -> Any:
+    """The value of a reference, or the list of the values of a list of references; waits for them.
+
+    Raises what the task raised, with the worker's traceback as its cause; `GetTimeoutError` (a `TimeoutError`) if a
+    value is not there within `timeout` seconds; another `scaleout.errors.ScaleoutError` if there will be none.
+
+    >>> import scaleout
+    >>> refs = [scaleout.put(number) for number in range(3)]
+    >>> scaleout.get(refs)
+    [0, 1, 2]
+    """
+    is_one = isinstance(refs, ObjectRef)
+    wanted = [refs] if is_one else _checked(refs, "get")
+    values = session.default_client().get(wanted, _deadline(timeout))
+    if values is None:
+        raise GetTimeoutError(f"no value within {timeout:g} s")
+    return values[0] if is_one else values
+
+
+def wait(
+    refs: Sequence[ObjectRef], *, num_returns: int = 1, timeout: float | None = None
+) -> tuple[list[ObjectRef], list[ObjectRef]]:
+    """(ready, not ready), each in the order of `refs`, as soon as `num_returns` are ready or `timeout` seconds are
+    over. `ready` has at most `num_returns`; failed tasks are ready, too.
+    """
+    wanted = _checked(refs, "wait")
+    if len(set(wanted)) < len(wanted):
+        raise ValueError("wait takes each reference once")
+    if not isinstance(num_returns, int) or not 1 <= num_returns <= len(wanted):
+        raise ValueError(f"num_returns is a number from 1 to {len(wanted)}, that of the references, not {num_returns!r}")
+    there = session.default_client().wait(wanted, num_returns, _deadline(timeout))
+    ready = [position for position in range(len(wanted)) if position in there][:num_returns]
+    chosen = set(ready)
+    return [wanted[position] for position in ready], [
+        ref for position, ref in enumerate(wanted) if position not in chosen
+    ]
+
+
+def as_completed(refs: Iterable[ObjectRef], timeout: float | None = None) -> Iterator[ObjectRef]:
+    """The references, each as soon as it is ready. `GetTimeoutError` if not all are within `timeout` seconds."""
+    left = _checked(list(refs), "as_completed")
+    deadline = _deadline(timeout)
+    client = session.default_client()
+    while left:
+        there = client.wait(left, 1, deadline)
+        if not there:
+            raise GetTimeoutError(f"{len(left)} references were not ready within {timeout:g} s")
+        ready = [ref for position, ref in enumerate(left) if position in there]
+        left = [ref for position, ref in enumerate(left) if position not in there]
+        yield from ready
+
+
+def cancel(ref: ObjectRef, *, force: bool = False, recursive: bool = True) -> None:
+    """End the task that makes the object, if it has not ended: whoever gets the object gets `TaskCancelledError`.
+
+    A task that runs is interrupted by a KeyboardInterrupt; with `force` its worker is killed. With `recursive`, what
+    the task has submitted is cancelled as well.
+    """
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(f"cancel takes a reference, not {ref!r}")
+    session.default_client().cancel(ref, force)
+
+
+def init(address: str | None = None, **options: Any) -> None:
+    """Start the session with other resources than the defaults; without it the first use of anything starts it."""
+    session.init_client(address, **options)
+
+
+def shutdown() -> None:
+    """End the session's tasks, actors and objects. What is used afterwards starts a new one."""
+    session.close_client()
+
+
+def is_initialized() -> bool:
+    """Whether there is a session for tasks, actors and objects."""
+    return session.has_client()
+
+
+def _checked(refs: Any, name: str) -> list[ObjectRef]:
+    if not isinstance(refs, (list, tuple)):
+        raise TypeError(f"{name} takes a reference or a list of references, not {refs!r}")
+    for ref in refs:
+        if not isinstance(ref, ObjectRef):
+            raise TypeError(f"{name} takes references, as .remote() and put give them, not {ref!r}")
+    return list(refs)
