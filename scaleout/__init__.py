@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "ObjectRef": "scaleout._runtime.refs",
+    "exit_actor": "scaleout.actors",
+    "get_actor": "scaleout.actors",
+    "kill": "scaleout.actors",
+    "method": "scaleout.actors",
     "as_completed": "scaleout.api",
     "cancel": "scaleout.api",
     "dump_stacks": "scaleout._runtime.session",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
+import inspect
 
 from scaleout._runtime import session
+from scaleout.actors import ACTOR_OPTIONS, RemoteClass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class RemoteFunction:
         functools.update_wrapper(self, function)
         self._function = function
         self._given = options
+        if "num_returns" not in options and inspect.isgeneratorfunction(function):
+            options = {**options, "num_returns": "streaming"}
         self._options = session.task_options(**options)
         self._client: Any = None
         self._record: Any = None
@@ -57,7 +60,7 @@ class RemoteFunction:
 
     def options(self, **options: Any) -> RemoteFunction:
         """The same function with other options, for a call: `f.options(num_returns=2).remote()`."""
-        check_options(options, TASK_OPTIONS)
+        session.check_options(options, TASK_OPTIONS)
         other = RemoteFunction(self._function, {**self._given, **options})
         if self._client is not None:
             other._client, other._record = self._client, self._record
@@ -81,17 +84,9 @@ def remote(*args: Any, **options: Any) -> Any:
 
 def _remote(what: Any, options: dict[str, Any]) -> Any:
     if isinstance(what, type):
-        raise TypeError("actors are not there yet")
+        session.check_options(options, ACTOR_OPTIONS)
+        return RemoteClass(what, options)
     if not callable(what):
         raise TypeError(f"remote takes a function or a class, not {what!r}")
-    check_options(options, TASK_OPTIONS)
+    session.check_options(options, TASK_OPTIONS)
     return RemoteFunction(what, options)
-
-
-def check_options(options: dict[str, Any], known: tuple[str, ...]) -> None:
-    """TypeError for an option that there is not, with the nearest that there is."""
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
-            raise TypeError(f"there is no option {name!r}{hint}")

@@ -23,7 +23,7 @@ import sys
 import threading
 
 from scaleout._runtime.base import context, references
-from scaleout._runtime.base.limits import EAGER_ITEMS, FEED_TASKS, STREAM_AHEAD
+from scaleout._runtime.base.limits import ACTOR_WINDOW_TASKS, EAGER_ITEMS, FEED_TASKS, STREAM_AHEAD
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.exceptions import Exceptions
 from scaleout._runtime.client.graph import Options
@@ -249,6 +249,82 @@ def task_options(
     returns = -STREAM_AHEAD if num_returns == "streaming" else num_returns
     shape = shape_of({"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **(resources or {})})
     return Options(shape, returns, max_retries, retry_exceptions, timeout_s, name)
+
+
+def actor_options(
+    *,
+    class_name: str,
+    methods: dict[str, Any],
+    is_async: bool,
+    num_cpus: float = 0,
+    num_gpus: float = 0,
+    memory: float = 0,
+    resources: dict[str, float] | None = None,
+    name: str = "",
+    namespace: str = "",
+    lifetime: str | None = None,
+    max_concurrency: int | None = None,
+    on_failure: str = "raise",
+    max_restarts: int | None = None,
+    max_task_retries: int = 0,
+    checkpoint_every: int = 0,
+) -> dict[str, Any]:
+    """What `@scaleout.remote` takes for a class, checked, as plain data."""
+    from scaleout._runtime.core.resources import shape_of
+
+    if on_failure not in ("raise", "restart", "replay"):
+        raise ValueError(f"on_failure is 'raise', 'restart' or 'replay', not {on_failure!r}")
+    if lifetime not in (None, "detached"):
+        raise ValueError(f"lifetime is None or 'detached', not {lifetime!r}")
+    if max_restarts is None:
+        max_restarts = 0 if on_failure == "raise" else -1
+    elif max_restarts and on_failure == "raise":
+        on_failure = "restart"
+    if checkpoint_every and on_failure != "replay":
+        raise ValueError("checkpoint_every is for on_failure='replay'")
+    if max_concurrency is None:
+        max_concurrency = 1000 if is_async else 1
+    return {
+        "class_name": class_name,
+        "methods": methods,
+        "name": name,
+        "namespace": namespace,
+        "is_detached": lifetime == "detached",
+        "max_restarts": max_restarts,
+        "max_task_retries": max_task_retries,
+        "keeps_log": on_failure == "replay",
+        "window": max(ACTOR_WINDOW_TASKS, max_concurrency),
+        "shape": shape_of({"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **(resources or {})}),
+        "of_worker": {
+            "concurrency": max_concurrency,
+            "is_async": is_async,
+            "checkpoint_every": checkpoint_every,
+        },
+    }
+
+
+def check_options(options: dict[str, Any], known: tuple[str, ...]) -> None:
+    """TypeError for an option that there is not, with the nearest that there is."""
+    for name in options:
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+            raise TypeError(f"there is no option {name!r}{hint}")
+
+
+def leave_actor() -> None:
+    """See `scaleout.exit_actor`."""
+    if context.current is None or context.current.actor is None:
+        raise RuntimeError("exit_actor is for methods of actors")
+    context.current.worker.need_requests().ask(("leave_actor",))
+    raise SystemExit(0)
+
+
+def collect(handle: Any) -> None:
+    """A handle is being pickled."""
+    references.collect(handle)
 
 
 references.make_client = default_client

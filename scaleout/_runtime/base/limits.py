@@ -69,6 +69,9 @@ NESTING_DEPTH = 5
 HELP_DEPTH = 16
 """Tasks inside tasks that wait for them, in one worker: each takes some of the stack. What goes deeper gets a worker."""
 
+ACTOR_WINDOW_TASKS = 256
+"""Calls that are sent to an actor before it has answered: what is sent need not be waited for."""
+
 FREE_TASKS = 64
 """Tasks that need no resource at all run at most so many at once: each still takes a process."""
 

@@ -165,16 +165,21 @@ class ObjectRef:
         return hash(self._id)
 
     def __reduce__(self) -> Any:
-        found = _collector.references
-        if found is not None:
-            found.append(self)
-        else:
-            need_client().exported(self)
+        collect(self)
         return find_reference, (self._id,)
 
     def __repr__(self) -> str:
         state = client.describe(self) if client is not None else "of a session that has ended"
         return f"ObjectRef({self.hex()}, {state})"
+
+
+def collect(reference: Any) -> None:
+    """A reference, or something like it, is being pickled."""
+    found = _collector.references
+    if found is not None:
+        found.append(reference)
+    else:
+        need_client().exported(reference)
 
 
 def need_client() -> Any:

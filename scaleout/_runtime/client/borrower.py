@@ -7,6 +7,7 @@ own tasks run.
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import marshal
 import threading
 from functools import partial
@@ -23,7 +24,7 @@ from scaleout.errors import ForeignSessionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
     from scaleout._runtime.process.worker import Worker
@@ -34,7 +35,7 @@ class BorrowedFunction:
 
     __slots__ = ("function", "number")
 
-    def __init__(self, function: Callable[..., Any], number: int) -> None:
+    def __init__(self, function: Any, number: int) -> None:
         self.function = function
         self.number = number
 
@@ -48,15 +49,14 @@ class WorkerClient:
         self._worker = worker
         self._requests = worker.need_requests()
         self._encoder = Encoder(worker.namespace.requests)
-        self._functions = 0
-        self._records: dict[Any, BorrowedFunction] = {}
+        self._function_numbers = itertools.count(1)
+        self._methods: dict[str, BorrowedFunction] = {}
 
     # -- submitting ------------------------------------------------------------------------------
 
-    def prepare(self, function: Callable[..., Any]) -> BorrowedFunction:
+    def prepare(self, function: Any) -> BorrowedFunction:
         """The function, pickled and sent to the owner."""
-        self._functions += 1
-        record = BorrowedFunction(function, self._functions)
+        record = BorrowedFunction(function, next(self._function_numbers))
         flag, payload, names = self._pack(function)
         self._requests.send(
             frame(frames.FUNCTION, marshal.dumps((payload, names)), flag=flag, number=record.number)
@@ -65,9 +65,9 @@ class WorkerClient:
 
     def submit(self, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
         """Queue a call: its reference, or several of them."""
-        return self.submit_to(0, record, args, kwargs, options)
+        return self._submit(0, record, args, kwargs, options)
 
-    def submit_to(
+    def _submit(
         self, target: int, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
     ) -> Any:
         if options.returns < 0:
@@ -76,7 +76,9 @@ class WorkerClient:
         if any(type(value) is ObjectRef for value in (*args, *kwargs.values())):
             args, kwargs, dependencies = with_dependencies(args, kwargs)
         with Collected() as contained:
-            if kwargs or dependencies:
+            if target:
+                how, value = frames.METHOD, (args, kwargs)
+            elif kwargs or dependencies:
                 how, value = frames.CALL_ARGS_KWARGS, (args, kwargs)
             else:
                 how, value = frames.CALL_ARGS, args
@@ -109,6 +111,54 @@ class WorkerClient:
         if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
             return frames.STORED, self._worker.store(encoded), names
         return 0, b"".join(encoded.chunks), names
+
+    # -- actors ----------------------------------------------------------------------------------
+
+    def call_actor(self, hold: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
+        """As `submit`, of a method."""
+        record = self._methods.get(name)
+        if record is None:
+            record = self._methods[name] = self.prepare(name)
+        return self._submit(hold.id, record, args, kwargs, options)
+
+    def create_actor(
+        self, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[int, Any]:
+        """Start an actor: (its number, its hold). ValueError if its name is taken."""
+        args, kwargs, dependencies = with_dependencies(args, kwargs)
+        with Collected() as contained:
+            flag, payload, names = self._pack((args, kwargs))
+        requests = self._requests
+        actor_id = requests.next_id()
+        hold = requests.held.made(actor_id)
+        said = (
+            actor_id,
+            record.number,
+            payload,
+            bool(flag & frames.STORED),
+            [ref._id for ref in dependencies],
+            [ref._id for ref in contained],
+            options,
+            names,
+        )
+        requests.send(frame(frames.CREATE_ACTOR, marshal.dumps(said)))
+        if options["name"] and not requests.ask(("is_actor", actor_id)):
+            raise ValueError(f"there is an actor named {options['name']!r} already in namespace {options['namespace']!r}")
+        return actor_id, hold
+
+    def kill_actor(self, hold: Any, may_restart: bool) -> None:
+        self._requests.ask(("kill_actor", hold.id, may_restart))
+
+    def find_actor(self, namespace: str, name: str) -> tuple[int, Any, dict[str, Any]] | None:
+        """(number, hold, options) of the living actor of that name."""
+        found = self._requests.ask(("find_actor", namespace, name))
+        if found is None:
+            return None
+        (held,) = self._requests.held.handed_over([found[0]])
+        return found[0], held, found[1]
+
+    def actor_names(self) -> list[tuple[str, str]]:
+        return [tuple(pair) for pair in self._requests.ask(("actor_names",))]
 
     # -- objects ---------------------------------------------------------------------------------
 
@@ -188,7 +238,10 @@ class WorkerClient:
 
     def reference_of(self, object_id: int) -> ObjectRef:
         """For one that is unpickled here."""
-        return ObjectRef(object_id, self._requests.held.find(object_id))
+        return ObjectRef(object_id, self.find_hold(object_id))
+
+    def find_hold(self, object_id: int) -> Held:
+        return self._requests.held.find(object_id)
 
     def exported(self, ref: ObjectRef) -> None:
         """User code pickles a reference: the owner finds it as long as somebody holds it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+from scaleout._runtime.base.signals import exit_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,21 +43,6 @@ def story_of_refusal(failure: Failure) -> tuple[str, str]:
     if reason == "processes":
         reason = "the limit of SCALEOUT_MAX_PROCESSES worker processes is reached"
     return "ProcessLimitError", f"no worker could be started: {reason}"
-
-
-def exit_text(exitcode: int | None) -> str:
-    """
-    >>> exit_text(-9), exit_text(3), exit_text(None)
-    ('signal 9 (SIGKILL)', 'exit code 3', 'an unknown exit status')
-    """
-    if exitcode is None:
-        return "an unknown exit status"
-    if exitcode >= 0:
-        return f"exit code {exitcode}"
-    try:
-        return f"signal {-exitcode} ({signal.Signals(-exitcode).name})"
-    except ValueError:
-        return f"signal {-exitcode}"
 
 
 def text_of(error: BaseException | None) -> str:

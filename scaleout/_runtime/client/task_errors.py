@@ -6,6 +6,7 @@ from pickle import PicklingError
 
 from scaleout import errors
 from scaleout._runtime.client.exceptions import Exceptions
+from scaleout._runtime.client.outcomes import outcome
 from scaleout._runtime.wire import frames
 
 TYPE_CHECKING = False
@@ -60,8 +61,12 @@ class TaskExceptions(Exceptions):
     def actor_died(self, failure: Failure, first_index: int | None) -> BaseException:
         facts = failure.facts
         error = errors.ActorDiedError(facts["message"], class_name=facts["class"], name=facts["name"])
-        if failure.error is not None:
-            error.__cause__ = self.with_remote_traceback(failure.error, failure)
+        if facts["cause"] is not None:
+            cause = outcome(frames.TASK_RAISED, facts["cause"])[1]
+            if cause.error is not None:
+                error.__cause__ = self.with_remote_traceback(cause.error, cause)
+            else:
+                error.__cause__ = errors.RemoteTraceback(cause.traceback)
         return error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
+import pickle
 import weakref
 from functools import partial
 
@@ -14,6 +15,7 @@ from scaleout._runtime.client.graph import Options, with_dependencies
 from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.core.tasks import PENDING as UNASSIGNED
 from scaleout._runtime.core.tasks import Task
+from scaleout._runtime.node.actors import ActorRecord
 from scaleout._runtime.node.ledger import PENDING, Entry, Envelope, SeveralResults, Stream
 from scaleout._runtime.node.objects import inline_payload
 from scaleout._runtime.node.stored import load_referring
@@ -40,8 +42,9 @@ class OwnerClient:
         self._post = owner.reactor.post
         self._encode = session.encode
         self._ids = itertools.count(1)
+        self._methods: dict[str, CallableRecord] = {}
         self._pid = os.getpid()
-        self._exported: weakref.WeakValueDictionary[int, Entry] = weakref.WeakValueDictionary()
+        self._exported: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.is_closed = False
 
     # -- submitting ------------------------------------------------------------------------------
@@ -57,7 +60,13 @@ class OwnerClient:
         return self._submit(group, record, args, kwargs, options)
 
     def _submit(
-        self, group: Any, record: CallableRecord, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+        self,
+        group: Any,
+        record: CallableRecord,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+        is_method: bool = False,
     ) -> Any:
         dependencies: Any = ()
         for value in args:
@@ -70,7 +79,10 @@ class OwnerClient:
                     args, kwargs, dependencies = with_dependencies(args, kwargs)
                     break
         with Collected() as contained:
-            if kwargs or dependencies:
+            if is_method:
+                how = frames.METHOD
+                encoded = self._encode((args, kwargs))
+            elif kwargs or dependencies:
                 how = frames.CALL_ARGS_KWARGS
                 encoded = self._encode((args, kwargs))
             else:
@@ -105,9 +117,9 @@ class OwnerClient:
                 entry.source = task
         if options.retry_exceptions:
             task.sink = Retrying(self, task, options.retry_exceptions)
-        if dependencies or contained or returns != 1 or group.keeps_order:
+        if dependencies or contained or returns != 1:
             task.envelope = Envelope(
-                tuple(map(self._entry_of, dependencies)), tuple(map(self._entry_of, contained)), returns, group.actor
+                tuple(map(self._entry_of, dependencies)), tuple(map(self._hold_of, contained)), returns
             )
             self._post(partial(self._owner.clerk.submit, task))
         else:
@@ -125,6 +137,54 @@ class OwnerClient:
                 peer.link.queue(frames.frame(frames.TAKEN, number=task.sequence, aux=count))
                 self._owner.reactor.flush_soon(peer.link)
 
+    # -- actors ----------------------------------------------------------------------------------
+
+    def create_actor(
+        self, record: CallableRecord, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[int, Any]:
+        """Start an actor: (its number, its hold). ValueError if its name is taken."""
+        self.check()
+        args, kwargs, dependencies = with_dependencies(args, kwargs)
+        with Collected() as contained:
+            encoded = self._encode((args, kwargs))
+        payload, extents = self._owner.objects.pack(encoded)
+        how = frames.CREATE | (frames.STORED if extents is not None else 0)
+        envelope = None
+        if dependencies or contained:
+            envelope = Envelope(tuple(map(self._entry_of, dependencies)), tuple(map(self._hold_of, contained)))
+        actor = ActorRecord(next(self._ids), options, self._owner)
+        call = (how, payload, encoded.needs, extents, envelope)
+        if self._owner.actors.create(actor, self._slots.hello(), record, call) is None:
+            raise ValueError(f"there is an actor named {options['name']!r} already in namespace {options['namespace']!r}")
+        return actor.id, actor
+
+    def method(self, name: str) -> CallableRecord:
+        """What `call_actor` calls."""
+        record = self._methods.get(name)
+        if record is None:
+            record = self._methods[name] = self._owner.callables.adopt(pickle.dumps(name), ())
+        return record
+
+    def call_actor(self, hold: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
+        """As `submit`, of a method."""
+        self.check()
+        if type(hold) is not ActorRecord:
+            raise ForeignSessionError("the actor belongs to another session")
+        return self._submit(hold.group, self.method(name), args, kwargs, options, is_method=True)
+
+    def kill_actor(self, hold: Any, may_restart: bool) -> None:
+        self.check()
+        self._post(partial(self._owner.actors.kill, hold, may_restart))
+
+    def find_actor(self, namespace: str, name: str) -> tuple[int, Any, dict[str, Any]] | None:
+        """(number, hold, options) of the living actor of that name."""
+        self.check()
+        actor = self._owner.actors.find(namespace, name)
+        return None if actor is None else (actor.id, actor, actor.options)
+
+    def actor_names(self) -> list[tuple[str, str]]:
+        return self._owner.actors.names()
+
     # -- objects ---------------------------------------------------------------------------------
 
     def put(self, value: Any) -> ObjectRef:
@@ -133,7 +193,7 @@ class OwnerClient:
         with Collected() as contained:
             encoded = self._encode(value)
         entry = Entry(next(self._ids))
-        entry.contained = tuple(map(self._entry_of, contained))
+        entry.contained = tuple(map(self._hold_of, contained))
         entry.payload = self._owner.objects.object_of(encoded)
         entry.status = frames.OK
         return ObjectRef(entry.id, entry)
@@ -243,8 +303,20 @@ class OwnerClient:
             raise ForeignSessionError(f"{ref!r} belongs to another session")
         return entry
 
+    def _hold_of(self, ref: Any) -> Entry | ActorRecord:
+        """Of a reference, or of an actor's handle."""
+        hold = ref._hold
+        if not isinstance(hold, (Entry, ActorRecord)):
+            raise ForeignSessionError(f"{ref!r} belongs to another session")
+        return hold
+
     def reference_of(self, object_id: int) -> ObjectRef:
-        """For one that is unpickled here: inside a value of ours, or from wherever user code has put its bytes."""
+        """For one that is unpickled here."""
+        return ObjectRef(object_id, self.find_hold(object_id))
+
+    def find_hold(self, object_id: int) -> Any:
+        """What keeps an object or an actor alive that is referred to inside a value of ours, or from wherever user code
+        has put the bytes of a reference."""
         known = references.resolving.entries
         entry = known.get(object_id) if known is not None else None
         if entry is None:
@@ -257,11 +329,11 @@ class OwnerClient:
         if entry is None:
             entry = Entry(object_id)
             entry.deliver(0, frames.LOST, None)
-        return ObjectRef(object_id, entry)
+        return entry
 
-    def exported(self, ref: ObjectRef) -> None:
+    def exported(self, ref: Any) -> None:
         """User code pickles a reference: it is found again as long as the object lives."""
-        self._exported[ref._id] = self._entry_of(ref)
+        self._exported[ref._id] = self._hold_of(ref)
 
     def describe(self, ref: ObjectRef) -> str:
         entry = ref._hold

@@ -312,6 +312,15 @@ class Group:
             task.state = FINISHED
         return left
 
+    def may_repeat(self, task: Task) -> bool:
+        """Whether a task that has ended may be sent again, and so what it needs must be kept."""
+        return False
+
+    @property
+    def demand(self) -> tuple[int, int]:
+        """(how many slots it holds, how many more it could use)"""
+        return self.busy, len(self.ready)
+
     @property
     def has_work(self) -> bool:
         return bool(self.ready or self.away or self.busy or self.blocked)

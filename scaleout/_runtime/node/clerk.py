@@ -16,10 +16,12 @@ Everything here runs on the reactor thread unless it says otherwise.
 from __future__ import annotations
 
 import marshal
+import pickle
 from functools import partial
 
 from scaleout._runtime.core.tasks import FINISHED, PENDING, Task
 from scaleout._runtime.node import ledger
+from scaleout._runtime.node.actors import ActorRecord
 from scaleout._runtime.node.ledger import Entry, Envelope, SeveralResults
 from scaleout._runtime.node.stored import extents_of
 from scaleout._runtime.wire import frames
@@ -34,8 +36,21 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.callbacks import CallbackThread
     from scaleout._runtime.node.keeper import ZygoteKeeper
     from scaleout._runtime.node.objects import ObjectTable
+    from scaleout._runtime.node.owner import Owner
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
+
+class _Ignoring:
+    """A sink for a task whose end nobody waits for."""
+
+    keeps_objects = False
+
+    def deliver(self, index: int, status: int, payload: Any) -> None:
+        pass
+
+
+IGNORING = _Ignoring()
+
 
 class PeerWant:
     """A worker's thread waits for some objects. `missing`: how many more are needed."""
@@ -84,7 +99,9 @@ class Clerk:
         objects: ObjectTable,
         callables: CallableTable,
         callbacks: CallbackThread,
+        owner: Owner,
     ) -> None:
+        self._owner = owner
         self._reactor = reactor
         self._keeper = keeper
         self._objects = objects
@@ -92,6 +109,7 @@ class Clerk:
         self._callbacks = callbacks
         self.group_of: Callable[[Any], Any] = lambda options: None
         self.answers: Any = None
+        self.restorer = callables.adopt(pickle.dumps("load_checkpoint"), ())
         self.helping: dict[Peer, list[int]] = {}  # objects that the worker makes itself, while it waits for them
         self._handlers: dict[int, Callable[[Peer, int, int, int, bytes], None]] = {
             frames.SUBMIT: self._on_submit,
@@ -102,6 +120,8 @@ class Clerk:
             frames.FUNCTION: self._on_function,
             frames.ITEM: self._on_item,
             frames.REQUEST: self._on_request,
+            frames.CHECKPOINT: self._on_checkpoint,
+            frames.CREATE_ACTOR: self._on_create_actor,
         }
 
     # -- tasks with an envelope ------------------------------------------------------------------
@@ -208,11 +228,14 @@ class Clerk:
         target, function, how, payload, _, _, _, _, returns, options, _ = said
         sink: Any = entries[0] if returns == 1 else SeveralResults(entries)
         record: CallableRecord = peer.functions[function]
-        try:
-            group = self.group_of(target, options)
-        except Exception as error:  # noqa: BLE001 - it is the answer
-            sink.deliver(0, frames.WORKER_DIED, {"refused": str(error)})
-            return
+        if target:
+            actor = self.entry_of(peer, target)
+            if isinstance(actor, Entry):
+                sink.deliver(0, frames.LOST, None)
+                return
+            group = actor.group
+        else:
+            group = self.group_of(options)
         extents = None
         if stored is not None:
             how |= frames.STORED
@@ -223,12 +246,36 @@ class Clerk:
         for entry in entries:
             entry.source = task
         if dependencies or references or returns != 1 or group.keeps_order:
-            task.envelope = Envelope(dependencies, references, returns, group.actor)
+            task.envelope = Envelope(dependencies, references, returns, peer.worker_id)
             self.submit(task)
         elif group.is_terminating or group.core.is_broken:
             group.refuse(task)
         else:
             group.core.submitted(task)
+
+    def _on_create_actor(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        said = marshal.loads(body)
+        actor = ActorRecord(said[0], said[6], self._owner)
+        peer.holdings.hand_over((actor,))
+        envelope = Envelope(
+            tuple(self.entry_of(peer, object_id) for object_id in said[4]),
+            tuple(self.entry_of(peer, object_id) for object_id in said[5]),
+            1,
+            peer.worker_id,
+        )
+        extents = None
+        if said[3]:
+            extents = extents_of(said[2])
+            self._objects.hold_now(extents)
+        self._when_known(peer, said[7], partial(self._create_actor, peer, actor, said, envelope, extents))
+
+    def _create_actor(
+        self, peer: Peer, actor: ActorRecord, said: Any, envelope: Envelope, extents: Any, needs: Any
+    ) -> None:
+        how = frames.CREATE | (frames.STORED if extents is not None else 0)
+        call = (how, said[2], needs, extents, envelope)
+        if self._owner.actors.create(actor, self._owner.slots.hello(), peer.functions[said[1]], call) is None:
+            peer.holdings.settle(actor.id, 1)
 
     def apply_options(self, task: Task, options: Any) -> None:
         if options:
@@ -280,6 +327,25 @@ class Clerk:
         answer = getattr(self.answers, name)(peer, *arguments)
         peer.link.queue(frame(frames.WAITED, marshal.dumps(answer), number=number))
         self._reactor.flush_soon(peer.link)
+
+    def _on_checkpoint(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        """What an actor has saved: its next process gets it back."""
+        group = peer.group
+        if not group.keeps_order:
+            return
+        contained, payload = self.value_of(peer, flag, body)
+        how = frames.RESTORE
+        extents = None
+        if type(payload) is not bytes:
+            how |= frames.STORED
+            extents = payload.extents
+            self._objects.hold_now(extents)
+            payload = payload.body
+        restart = Task(group, self.restorer, how, payload, (), extents, IGNORING, 0, self.restorer.profile)
+        restart.max_retries = -1
+        if contained:
+            restart.envelope = Envelope((), contained)
+        group.core.checkpointed(restart)
 
     # -- waiting ---------------------------------------------------------------------------------
 

@@ -43,7 +43,8 @@ class WorkerGroup:
         self.wants_direct = False  # set by submitting threads
         self.keeps_order = False  # its tasks are an actor's calls
         self.shape: Any = ()  # what each of its tasks needs, for a group that shares the node's resources
-        self.actor: Any = None  # what these tasks keep alive
+        self.actor: Any = None  # a weak reference to its record
+        self.last_peer: Peer | None = None  # that died
         self.is_watched = False  # somebody looks whether a direct call stays parked
         self.is_opened = threading.Event()
         self.is_terminating = False  # a task that comes now is refused
@@ -65,7 +66,9 @@ class WorkerGroup:
     def refuse(self, task: Task) -> None:
         """It comes too late."""
         task.state = FINISHED
-        if self.core.is_broken:
+        if self.keeps_order and isinstance(self.failure, dict):
+            self.finish(task, frames.ACTOR_DIED, self.failure)
+        elif self.core.is_broken:
             self.finish(task, frames.GROUP_BROKEN, self.failure)
         else:
             self.finish(task, frames.SESSION_CLOSED, self._runtime_failure)

@@ -124,15 +124,15 @@ class Entry:
 class Envelope:
     """What a task has beyond a plain call: values it depends on, references in its arguments, several results."""
 
-    __slots__ = ("dependencies", "keeps", "references", "returns", "waiting")
+    __slots__ = ("caller", "dependencies", "references", "returns", "waiting")
 
     def __init__(
-        self, dependencies: tuple[Entry, ...], references: tuple[Entry, ...], returns: int, keeps: Any = None
+        self, dependencies: tuple[Entry, ...], references: tuple[Entry, ...], returns: int = 1, caller: int = 0
     ) -> None:
         self.dependencies = dependencies
         self.references = references
         self.returns = returns
-        self.keeps = keeps  # what must live as long as the task: the actor that it is a call of
+        self.caller = caller  # the worker that it comes from; 0: this process
         self.waiting = 0  # dependencies that are not there yet
 
     def failed_dependency(self) -> Entry | None:

@@ -22,6 +22,8 @@ from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.core.tasks import FINISHED, Task
+from scaleout._runtime.node.actors import Actors
+from scaleout._runtime.node.answers import Answers
 from scaleout._runtime.node.callables import CallableTable
 from scaleout._runtime.node.callbacks import CallbackThread
 from scaleout._runtime.node.canceller import Canceller
@@ -71,7 +73,9 @@ class Owner:
         self.keeper = ZygoteKeeper(self.reactor, host, settings.max_processes)
         self.objects = ObjectTable(settings, self.reactor, self.keeper.peers)
         self.callables = CallableTable(encoder, book, self.objects.pack)
-        self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.callbacks)
+        self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.callbacks, self)
+        self.actors = Actors(self)
+        self.clerk.answers = Answers(self)
         self.slots: Slots | None = None  # once there are tasks
         receiver = Receiver(self.reactor, self.keeper, self.objects, self.callables, self.callbacks, self.clerk)
         self._supervisor = Supervisor(
@@ -100,6 +104,10 @@ class Owner:
             "kill": self.canceller.kill,
             "failed": self._failed,
             "help": self._help,
+            "dead": self.actors.dead,
+            "lost": self.actors.lost,
+            "forget": self._forget,
+            "kill_worker": lambda group, lane: self.keeper.kill(lane.worker, signal.SIGKILL),
             "reclaim": self.lender.reclaim,
             "broken": self._broken,
         }
@@ -201,6 +209,11 @@ class Owner:
                 self.lender.send_soon(peer)
 
     # -- effects ---------------------------------------------------------------------------------
+
+    def _forget(self, group: WorkerGroup, tasks: list[Task]) -> None:
+        for task in tasks:
+            if task.stored is not None:
+                self.objects.drop(task.stored)
 
     def _help(self, group: WorkerGroup, lane: Any, task: Task) -> None:
         peer: Peer = lane.worker

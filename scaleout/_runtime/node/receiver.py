@@ -72,7 +72,7 @@ class Receiver:
                     payload: Any = data[start:following]
                     if flag:
                         payload = self._unusual(peer, flag, payload, task.sink)
-                    if task.stored is not None:
+                    if task.stored is not None and not core.may_repeat(task):
                         self._objects.drop(task.stored)
                     task.sink.deliver(task.index, flag & STATUS_MASK, payload)
                 elif flag & frames.STORED:

@@ -43,7 +43,7 @@ class Slots:
                     group = self._groups[shape] = self._new_group(shape)
         return group
 
-    def group_for(self, target: int, options: dict[str, Any]) -> WorkerGroup:
+    def group_for(self, options: dict[str, Any]) -> WorkerGroup:
         """On the reactor thread: where a worker's task runs."""
         return self.group_of(options["shape"])
 
@@ -84,8 +84,7 @@ class Slots:
         groups = [*self._groups.values(), *self.actors]
         demands = []
         for group in groups:
-            core = group.core
-            demands.append((group.shape, core.busy, len(core.ready)))
+            demands.append((group.shape, *group.core.demand))
         for group, granted in zip(groups, self.resources.shares(demands), strict=True):
             core = group.core
             if core.size != granted:
@@ -99,7 +98,7 @@ class Slots:
         used = dict.fromkeys(self.resources.total, 0)
         for group in [*list(self._groups.values()), *self.actors]:
             for name, amount in group.shape:
-                used[name] += amount * group.core.busy
+                used[name] += amount * group.core.demand[0]
         return used
 
     def close(self) -> None:

@@ -174,6 +174,7 @@ class Supervisor:
         del self._keeper.peers[peer.worker_id]
         group.peers.remove(peer)
         self._on_death(peer)
+        group.last_peer = peer
         is_charged = peer.exit_status is not None and peer.exit_status >= 0
         group.core.worker_died(peer.lane, peer.words[control_page.CLAIMED], is_charged)
         if group.core.effects:

@@ -27,7 +27,7 @@ from scaleout._runtime.wire.frames import frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from scaleout._runtime.process.worker import Worker
@@ -70,6 +70,7 @@ class Requests:
         self._sending = threading.RLock()
         self._help: deque[tuple[int, int, int, bytes]] = deque()
         self._main = threading.main_thread().ident
+        self.on_work: Callable[[], None] = lambda: None  # something was queued
         self._taken: dict[int, int] = {}  # of the streams that run here, by the task's number
 
     # -- sending ---------------------------------------------------------------------------------
@@ -178,6 +179,14 @@ class Requests:
             self._return_queued()
         return True
 
+    def read_if_free(self) -> None:
+        """Somebody else has seen that there is something to read."""
+        if self._leading.acquire(False):
+            try:
+                self._read(0)
+            finally:
+                self._leading.release()
+
     def _wake_next(self, leaving: Want) -> None:
         """Somebody must read, if anybody waits."""
         for want in list(self._wants.values()):
@@ -238,6 +247,8 @@ class Requests:
             main_loop = self._wants.get(0)
             if main_loop is not None:
                 main_loop.wake()
+            else:
+                self.on_work()
 
     def _return_queued(self) -> None:
         """The tasks behind the one that waits are for other workers."""

@@ -15,11 +15,13 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
+from functools import partial
 
 from scaleout._runtime.base import context, limits
-from scaleout._runtime.process import identity, initargs
+from scaleout._runtime.process import actors, identity, initargs
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.base.references import Collected, with_values
 from scaleout._runtime.wire.control_page import (
@@ -75,6 +77,9 @@ class Worker:
         self.requests: Requests | None = None
         self.arrived: dict[int, tuple[int, bytes]] = {}  # what the next task depends on
         self.collects = False  # references in results are counted
+        self.concurrent: Any = None  # actors.ThreadedActor or AsyncActor: calls run beside each other
+        self.checkpoints: actors.Checkpoints | None = None
+        self._storing = threading.RLock()
         self.context = context.WorkerContext(worker_id, depth, self.open_channel, {}, self)
 
     # -- life ------------------------------------------------------------------------------------
@@ -84,6 +89,9 @@ class Worker:
         queue = self.queue
         try:
             while True:
+                if isinstance(self.concurrent, actors.AsyncActor):
+                    self.concurrent.run()
+                    return
                 while queue:
                     entry = queue.popleft()
                     if entry[0] == frames.TASK:
@@ -124,7 +132,8 @@ class Worker:
         elif kind == frames.FORGET_DEFINITIONS:
             self.namespace.forget(marshal.loads(body))
         elif kind == frames.FREE:
-            self.exchange.free(marshal.loads(body))
+            with self._storing:
+                self.exchange.free(marshal.loads(body))
             self.words[control_page.USED_BYTES] = self.exchange.used_bytes
         elif kind == frames.SEGMENT:
             self.exchange.add(number, self.link.fds.popleft(), *marshal.loads(body))
@@ -157,6 +166,9 @@ class Worker:
         self.namespace.setup_main(info["main"])
         self.namespace.results.takes_nameless = info["takes_nameless"]
         self.collects = info.get("collects", False)
+        of_actor = info.get("actor")
+        if of_actor is not None:
+            self.host_actor(**of_actor)
         self.encoder = Encoder(self.namespace.results, reducers.of_module(info["reducers"]))
 
     def initialize(self, flag: int, body: bytes) -> None:
@@ -192,6 +204,9 @@ class Worker:
         if words[REVOKED_FROM] <= sequence:
             self.skip(sequence)
             return
+        if self.concurrent is not None and how & frames.HOW_MASK == frames.METHOD:
+            self.start_concurrently(how, callable_id, payload, sequence)
+            return
         self.nesting += 1
         try:
             status, answer = self.attempt(how, callable_id, payload, sequence)
@@ -203,11 +218,16 @@ class Worker:
             self.forget_dependencies()
         if status < 0:
             return
-        duration = (monotonic_ns() - started) // 1000
+        self.answer(sequence, status, answer, (monotonic_ns() - started) // 1000)
+        if self.checkpoints is not None and how & frames.HOW_MASK == frames.METHOD:
+            self.checkpoints.called(self)
+
+    def answer(self, sequence: int, status: int, body: bytes, duration_us: int = 0) -> None:
+        """Send a result. From any thread, if the actor here has several."""
         flush_output()
         if self._exchange is not None:
             self.report_released()  # before the result, so that its reader finds the ranges warm
-        self.send(pack(len(answer), frames.RESULT, status, min(duration, 0xFFFFFFFF), sequence) + answer)
+        self.send(pack(len(body), frames.RESULT, status, min(duration_us, 0xFFFFFFFF), sequence) + body)
 
     def help(self, how: int, callable_id: int, sequence: int, payload: bytes) -> None:
         """Run a task inside the one that waits for it."""
@@ -220,34 +240,15 @@ class Worker:
     def attempt(self, how: int, callable_id: int, payload: bytes, sequence: int) -> tuple[int, bytes]:
         """Decode, call, encode: (status, payload) for the result; (-1, b"") if the task went back undone."""
         self.interruptible = True
-        self.context.in_bootstrap = True
-        envelope = held = None
         try:
-            if how & frames.ENVELOPE:
-                envelope = marshal.loads(payload)
-                payload = envelope[0]
-                held = self.hold(envelope[2])
-            if self.definitions:
-                self.define_pending()
-            function = self.callables.get(callable_id)
-            if function is None:
-                function = self.load_callable(callable_id)
-            if how & frames.STORED:
-                arguments = self.decode(how, payload)
-            else:
-                arguments = loads(payload)
-            if envelope is not None and envelope[1]:
-                arguments = with_values(arguments, [self.take_dependency(number) for number in envelope[1]])
+            function, arguments, returns = self.decode_call(how, callable_id, payload)
         except BaseException as error:
             self.interruptible = False
-            self.context.in_bootstrap = False
             return self.decoding_failed(error, sequence)
-        self.context.in_bootstrap = False
-        del held
         try:
             result = CALL[how & frames.HOW_MASK](self, function, arguments, how)
-            if envelope is not None and envelope[3] != 1:
-                result = self.send_results(result, envelope[3], sequence)
+            if returns != 1:
+                result = self.send_results(result, returns, sequence)
         except BaseException as error:
             self.interruptible = False
             del arguments
@@ -259,6 +260,32 @@ class Worker:
         except BaseException as error:
             self.interruptible = False
             return self.encode_failure(frames.RESULT_NOT_PICKLED, error, result)
+
+    def decode_call(self, how: int, callable_id: int, payload: bytes) -> tuple[Any, Any, int]:
+        """(function, arguments, number of results)"""
+        returns = 1
+        held = None
+        dependencies: list[int] = []
+        self.context.in_bootstrap = True
+        try:
+            if how & frames.ENVELOPE:
+                payload, dependencies, references, returns = marshal.loads(payload)
+                held = self.hold(references)
+            if self.definitions:
+                self.define_pending()
+            function = self.callables.get(callable_id)
+            if function is None:
+                function = self.load_callable(callable_id)
+            if how & frames.STORED:
+                arguments = self.decode(how, payload)
+            else:
+                arguments = loads(payload)
+            if dependencies:
+                arguments = with_values(arguments, [self.take_dependency(number) for number in dependencies])
+            return function, arguments, returns
+        finally:
+            self.context.in_bootstrap = False
+            del held
 
     def pack(self, value: Any) -> tuple[int, bytes]:
         """(flag, body) of a result, or another value for the owner. Raises what pickling raises."""
@@ -282,8 +309,9 @@ class Worker:
 
     def store(self, encoded: Any) -> bytes:
         """Copy a large value into our segments; what names its places."""
-        body = self.exchange.store(encoded)
-        self.words[control_page.USED_BYTES] = self.exchange.used_bytes
+        with self._storing:
+            body = self.exchange.store(encoded)
+            self.words[control_page.USED_BYTES] = self.exchange.used_bytes
         return body
 
     def send_results(self, result: Any, count: int, sequence: int) -> None:
@@ -374,6 +402,73 @@ class Worker:
             code if code is None or type(code) is int else 1,
         )
         return status | stored, marshal.dumps(body)
+
+    # -- actors ------------------------------------------------------------------------------------
+
+    def host_actor(self, concurrency: int, is_async: bool, checkpoint_every: int) -> None:
+        """This worker is for an actor."""
+        if is_async:
+            self.concurrent = actors.AsyncActor(self, concurrency)
+        elif concurrency > 1:
+            self.need_requests()
+            self.concurrent = actors.ThreadedActor(self, concurrency)
+        if checkpoint_every:
+            self.checkpoints = actors.Checkpoints(checkpoint_every)
+
+    def start_concurrently(self, how: int, callable_id: int, payload: bytes, sequence: int) -> None:
+        """Decode here, in order; run elsewhere."""
+        try:
+            name, arguments, returns = self.decode_call(how, callable_id, payload)
+        except BaseException as error:
+            status, body = self.decoding_failed(error, sequence)
+            if status >= 0:
+                self.answer(sequence, status, body)
+            return
+        if isinstance(self.concurrent, actors.AsyncActor):
+            self.concurrent.start(sequence, partial(self.run_async, name, arguments, returns, sequence))
+        else:
+            self.concurrent.start(sequence, partial(self.run_method, name, arguments, returns, sequence))
+
+    def run_method(self, name: str, arguments: Any, returns: int, sequence: int) -> tuple[int, bytes]:
+        """In a thread of the actor's."""
+        try:
+            result = actors.call_method(self, name, arguments, 0)
+            if returns != 1:
+                result = self.send_results(result, returns, sequence)
+        except BaseException as error:
+            return self.failed(error)
+        return self.packed(result)
+
+    async def run_async(self, name: str, arguments: Any, returns: int, sequence: int) -> tuple[int, bytes]:
+        """A task of the actor's event loop."""
+        try:
+            result = actors.call_method(self, name, arguments, 0)
+            if hasattr(result, "__aiter__"):
+                position = 0
+                async for value in result:
+                    flag, body = self.pack(value)
+                    self.send(frame(frames.ITEM, body, flag=flag, aux=position, number=sequence))
+                    position += 1
+                result = None
+            else:
+                if hasattr(result, "__await__"):
+                    result = await result
+                if returns != 1:
+                    result = self.send_results(result, returns, sequence)
+        except BaseException as error:
+            return self.failed(error)
+        return self.packed(result)
+
+    def failed(self, error: BaseException) -> tuple[int, bytes]:
+        return self.encode_failure(
+            frames.TASK_EXITED if isinstance(error, SystemExit) else frames.TASK_RAISED, error
+        )
+
+    def packed(self, result: Any) -> tuple[int, bytes]:
+        try:
+            return self.pack(result)
+        except BaseException as error:
+            return self.encode_failure(frames.RESULT_NOT_PICKLED, error, result)
 
     # -- references, and tasks inside tasks --------------------------------------------------------
 
@@ -507,7 +602,16 @@ def worker_items(worker: Worker, items: list[Any]) -> Any:
         worker.words[ITEM_INDEX] = control_page.NO_ITEM
 
 
-CALL = (call_args, call_args_kwargs, call_item, map_items, starmap_items)
+CALL = (
+    call_args,
+    call_args_kwargs,
+    call_item,
+    map_items,
+    starmap_items,
+    actors.create_actor,
+    actors.call_method,
+    actors.restore_actor,
+)
 
 
 def describe(error: BaseException) -> str:

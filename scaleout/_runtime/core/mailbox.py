@@ -1,0 +1,502 @@
+"""The calls of one actor: in which order they reach it, and what its death costs. Pure: facts in, effects out.
+
+    STARTING --created--> ALIVE --worker_died--> STARTING (again, if it may) or DEAD
+    any but DEAD --creation_failed, killed--> DEAD
+
+The calls of one caller reach the actor in the order in which they were made; one that still waits for a value it
+depends on holds back those that its caller made after it, and nobody else's.
+
+To the owner a mailbox looks like a `dispatch.Group` with one lane, with the same facts and effects, and a few more:
+
+    ("dead", tasks)                 the actor is dead: these calls fail, and all that come
+    ("lost", tasks)                 it is not, but these had begun when its process died: they fail
+    ("kill_worker", lane)           its process is to end
+    ("forget", tasks)               these are not sent again: what was kept for that can go
+
+What a death costs: calls that had begun are charged. They fail, unless they may be retried (`max_task_retries`); what
+had been sent and not begun is sent again if the actor is started again (`restarts_left`, -1: always). With a *log*
+(`keeps_log`) the actor is brought back to where it was: what it did since its last checkpoint is done again, in the
+same order, before anything else; results that were delivered are not delivered again.
+
+Rejected: a `Group` of size 1. It takes back what is queued, runs what was charged last and alone, and so mixes up the
+order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.core import tasks as lifecycle
+from scaleout._runtime.core.dispatch import DEAD as LANE_DEAD
+from scaleout._runtime.core.dispatch import LENT, OPEN, RETIRING, STARTING, Lane
+from scaleout._runtime.core.tasks import ASSIGNED, FINISHED, PENDING, Task, illegal
+from scaleout.errors import InternalError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+CREATING = 0
+ALIVE = 1
+DEAD = 2
+STATE_NAMES = ("STARTING", "ALIVE", "DEAD")
+
+ALWAYS = -1
+
+
+class Mailbox:
+    """See the module's docstring. `creation` is the call of the constructor, the first that the actor gets."""
+
+    def __init__(
+        self, creation: Task, *, restarts: int, task_retries: int, keeps_log: bool = False, window: int | None = None
+    ) -> None:
+        self.creation = creation
+        self.restarts_left = restarts
+        self.max_retries = task_retries
+        self.keeps_log = keeps_log
+        self.window = window or limits.ACTOR_WINDOW_TASKS
+        self.state = CREATING
+        self.size = 1
+        self.ready: deque[Task] = deque()
+        self.away: list[Task] = []
+        self.lanes: list[Lane] = []
+        self.log: deque[Task] = deque()  # done since the last checkpoint
+        self.replaying: set[Task] = set()  # sent again only for what they change
+        self.restart: Task | None = None  # brings back the last checkpoint, after the constructor
+        self.waiting = 0  # of `ready`, those that wait for a value
+        self.suspects = 0
+        self.busy = 0
+        self.blocked = 0
+        self.asked = 0
+        self.deaths = 0
+        self.failures_in_a_row = 0
+        self.is_broken = False
+        self.is_closing = False
+        self.is_elastic = False
+        self.effects: list[tuple[Any, ...]] = []
+        self.story: deque[tuple[object, ...]] = deque(maxlen=64)
+        self._has_begun = False  # the constructor was sent to the present worker
+        self.needs_tick = False
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    def submitted(self, task: Task) -> None:
+        if task.state != PENDING:
+            raise illegal(task, "be submitted", self.story)
+        self.ready.append(task)
+        if task.envelope is not None and task.envelope.waiting:
+            self.waiting += 1
+
+    def dependencies_there(self, task: Task) -> None:
+        """What the call waited for is there."""
+        if task in self.ready:
+            self.waiting -= 1
+
+    def withdrawn(self, task: Task) -> None:
+        """It will not be made: what it waited for has failed, or nobody wants it."""
+        try:
+            self.ready.remove(task)
+        except ValueError:
+            return
+        self.waiting = sum(1 for other in self.ready if _waits(other))
+
+    def finished(self, lane: Lane, sequence: int, duration_us: int) -> Task | None:
+        """The actor has answered a call; None if nobody wants the answer."""
+        task = self._remove(lane, sequence)
+        if task is None:
+            return None
+        lane.finished += 1
+        task.profile.add(duration_us)
+        if task is self.creation and self.state == CREATING:
+            self.state = ALIVE
+            self.story.append(("created",))
+        was_wanted = task.state != FINISHED and task not in self.replaying
+        self.replaying.discard(task)
+        if self.keeps_log and task is not self.creation and task is not self.restart:
+            self.log.append(task)
+        if not lane.inflight:
+            self._lane_idle(lane)
+        if not was_wanted:
+            return None
+        task.state = lifecycle.ON_FINISH[task.state]
+        return task
+
+    def checkpointed(self, restart: Task) -> None:
+        """The actor has saved its state, as of the last call that it has answered; `restart` brings it back."""
+        forgotten = [*self.log, *([self.restart] if self.restart is not None else [])]
+        self.restart = restart
+        self.log.clear()
+        self.effects.append(("forget", forgotten))
+
+    def returned(self, lane: Lane, sequences: Iterable[int]) -> None:
+        """The worker waits inside a call, and what is queued behind that is to be sent again."""
+        back = [task for sequence in sequences if (task := self._remove(lane, sequence)) is not None]
+        self._put_back(back)
+
+    def undecodable(self, lane: Lane, sequence: int) -> Task | None:
+        """The worker lacks a name that the call needs. What was sent after it comes back too, to keep the order; it
+        has been told to return that."""
+        task = self._remove(lane, sequence)
+        if task is None or task.state == FINISHED:
+            return None
+        task.state = lifecycle.ON_TAKE_BACK[task.state]
+        self.away.append(task)
+        return task
+
+    def resubmitted(self, task: Task) -> None:
+        if task in self.away:
+            self.away.remove(task)
+            self.ready.appendleft(task)
+
+    def gave_up(self, task: Task) -> bool:
+        if task not in self.away:
+            return False
+        self.away.remove(task)
+        task.state = FINISHED
+        return True
+
+    def dropped(self, unwanted: Callable[[Task], bool]) -> list[Task]:
+        """Nobody wants these any more: what is not sent is gone, what was sent is interrupted if it has begun."""
+        gone = [task for task in (*self.ready, *self.away) if unwanted(task)]
+        if gone:
+            self.ready = deque(task for task in self.ready if not unwanted(task))
+            self.away = [task for task in self.away if not unwanted(task)]
+            self.waiting = sum(1 for task in self.ready if _waits(task))
+        for lane in self.lanes:
+            running = [task for task in lane.inflight if task.state != FINISHED and unwanted(task)]
+            if running:
+                gone.extend(running)
+                self.effects.append(("interrupt", lane, running))
+        for task in gone:
+            task.state = FINISHED
+        return gone
+
+    def cancel_asked(self, task: Task, claimed: int) -> bool | None:
+        """Nobody wants this one, unless it has been sent. True: it is gone."""
+        if task.state != PENDING:
+            return False
+        self.withdrawn(task)
+        task.state = FINISHED
+        return True
+
+    def cancel_all_asked(self, claimed_of: Callable[[Lane], int]) -> tuple[list[Task], bool]:
+        return self.dropped(lambda task: task.state == PENDING), True
+
+    def expired(self, task: Task) -> None:
+        """It has run for too long: its worker is to be killed, and the actor with it."""
+        lane: Any = task.runner
+        task.state = lifecycle.ON_DROP[task.state]
+        self.effects.append(("kill", lane, task))
+
+    def take_all(self) -> list[Task]:
+        left = [*self.ready, *self.away]
+        for lane in self.lanes:
+            left.extend(task for task in lane.inflight if task not in self.replaying)
+            lane.inflight.clear()
+            lane.bytes_inflight = 0
+        self.ready.clear()
+        self.away.clear()
+        self.waiting = self.busy = 0
+        left = [task for task in left if task.state != FINISHED and task is not self.creation]
+        for task in left:
+            task.state = FINISHED
+        return left
+
+    def may_repeat(self, task: Task) -> bool:
+        """Those of the log, and what starts the actor. What is never sent again is told by "forget"."""
+        return self.state != DEAD and (self.keeps_log or task is self.creation or task is self.restart)
+
+    @property
+    def demand(self) -> tuple[int, int]:
+        """(whether the actor holds its resources, whether it wants them): as long as it lives."""
+        if self.lanes or self.asked:
+            return 1, 0
+        return 0, int(self.state != DEAD and not (self.is_closing and not self.has_work))
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.ready or self.away or any(lane.inflight for lane in self.lanes))
+
+    # -- the worker ------------------------------------------------------------------------------
+
+    def refill(self) -> None:
+        if self.is_broken or self.state == DEAD or self.size < 1 or self.asked or self._serving():
+            return
+        self.asked = 1
+        self.effects.append(("start", 1))
+
+    def _serving(self) -> bool:
+        return any(lane.state in (STARTING, OPEN, LENT, RETIRING) for lane in self.lanes)
+
+    def worker_started(self, worker: Any) -> Lane:
+        self.asked = 0
+        lane = Lane(worker, None)
+        self.lanes.append(lane)
+        self._has_begun = False
+        return lane
+
+    def worker_ready(self, lane: Lane) -> None:
+        if lane.state == LANE_DEAD:
+            raise InternalError(f"worker {lane.worker} is ready after its death; what happened before: {self.story}")
+        self.failures_in_a_row = 0
+        if lane.state == STARTING:
+            lane.state = OPEN
+
+    def worker_died(self, lane: Lane, claimed: int, is_charged: bool = True) -> None:
+        """See the module's docstring for what it costs."""
+        if lane.state == LANE_DEAD:
+            raise InternalError(f"worker {lane.worker} died twice; what happened before: {self.story}")
+        was_ready = lane.state != STARTING
+        lane.state = LANE_DEAD
+        self.lanes.remove(lane)
+        held = [task for task in lane.inflight if task is not self.creation and task is not self.restart]
+        lane.inflight.clear()
+        lane.bytes_inflight = 0
+        self.busy = 0
+        self.story.append(("worker_died", lane.worker, claimed, len(held)))
+        if self.state == DEAD:
+            return
+        if not was_ready:
+            self.initializer_failed()
+        may_restart = not self.is_broken and (self.restarts_left != 0 or not is_charged) and not self._is_over(held)
+        lost = []
+        again = []
+        for task in held:
+            if task.state == FINISHED or task in self.replaying:
+                continue
+            if task.sequence <= claimed and is_charged and not self.keeps_log:
+                task.attempts += 1
+                retries = self.max_retries if task.max_retries is None else task.max_retries
+                if retries != ALWAYS and task.attempts > retries:
+                    task.state = lifecycle.ON_FINISH[task.state]
+                    lost.append(task)
+                    continue
+            task.state = lifecycle.ON_TAKE_BACK[task.state]
+            again.append(task)
+        if not may_restart:
+            self._die([*lost, *again])
+            return
+        if is_charged and self.restarts_left > 0:
+            self.restarts_left -= 1
+        self.deaths += 1
+        if lost:
+            self.effects.append(("lost", lost))
+        self.ready.extendleft(reversed(again))
+        if self.keeps_log:
+            log, self.log = self.log, deque()
+            self.replaying = set(log)
+            for task in log:
+                task.state = PENDING
+            self.ready.extendleft(reversed(log))
+        self.state = CREATING
+        self.creation.state = PENDING
+        if self.restart is not None:
+            self.restart.state = PENDING
+        self.refill()
+
+    def _is_over(self, held: list[Task]) -> bool:
+        """Nobody will call it any more, so there is no need to start it again."""
+        return self.is_closing and not self.ready and not self.away and all(task.state == FINISHED for task in held)
+
+    def initializer_failed(self) -> None:
+        self.failures_in_a_row += 1
+        if self.failures_in_a_row >= limits.INITIALIZER_FAILURES:
+            self._die([])
+
+    def refused(self) -> None:
+        """Its worker could not be started."""
+        self._die([])
+
+    def start_refused(self, count: int) -> None:
+        self.asked = 0
+        self.refused()
+
+    def creation_failed(self) -> None:
+        """The constructor raised."""
+        self._die([])
+
+    def killed(self, may_restart: bool) -> None:
+        """Somebody has decided so. Its worker is killed too; that is then the usual death if it may be started again."""
+        if may_restart:
+            for lane in self.lanes:
+                self.effects.append(("kill_worker", lane))
+        else:
+            self._die([])
+
+    def _die(self, calls: list[Task]) -> None:
+        if self.state == DEAD:
+            return
+        self.state = DEAD
+        self.is_broken = True  # what comes is refused
+        self.story.append(("dead",))
+        calls.extend(self.take_all())
+        for task in calls:
+            task.state = FINISHED
+        self.effects.append(("dead", calls))
+        restart = [self.restart] if self.restart is not None else []
+        self.effects.append(("forget", [*self.log, self.creation, *restart]))
+        self.log.clear()
+        for lane in self.lanes:
+            self.effects.append(("kill_worker", lane))
+
+    def resized(self, size: int) -> None:
+        self.size = size
+        self.refill()
+
+    def closing(self) -> None:
+        """Nobody holds a handle any more: it ends when its calls are done."""
+        self.is_closing = True
+        self._retire_if_over()
+
+    # -- direct calls ----------------------------------------------------------------------------
+
+    def lend_idle(self) -> list[Lane]:
+        if self.has_work or self.is_closing or self.state != ALIVE or self.keeps_log:
+            return []
+        lent = [lane for lane in self.lanes if lane.state == OPEN]
+        for lane in lent:
+            lane.state = LENT
+            lane.is_wanted = False
+        return lent
+
+    def lane_came_back(self, lane: Lane) -> None:
+        if lane.state == LENT:
+            lane.state = OPEN
+            self._retire_if_over()
+
+    def lane_given_up(self, lane: Lane) -> None:
+        lane.state = RETIRING
+
+    def taken_over(self, lane: Lane, task: Task) -> None:
+        task.state = lifecycle.ON_ASSIGN[task.state]
+        task.runner = lane
+        lane.inflight.append(task)
+        lane.bytes_inflight += task.size_bytes
+        self.busy = 1
+
+    # -- tasks that wait for tasks: an actor has a process of its own, and no slot to give back ------
+
+    def lane_waits(self, lane: Lane) -> None:
+        lane.waits += 1
+
+    def lane_blocked(self, lane: Lane) -> None:
+        pass
+
+    def lane_continues(self, lane: Lane) -> None:
+        lane.waits -= 1
+
+    def help_wanted(self, lane: Lane, task: Task) -> bool:
+        return False
+
+    def tick(self) -> None:
+        pass
+
+    def revocation_settled(self, lane: Lane, claimed: int) -> None:
+        pass
+
+    def lane_reopened(self, lane: Lane) -> None:
+        pass
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Send what the actor has room for."""
+        for lane in self.lanes:
+            if lane.state == LENT and (self.ready or self.is_closing) and not lane.is_wanted:
+                lane.is_wanted = True
+                self.effects.append(("reclaim", lane))
+            if lane.state == OPEN and not lane.waits:
+                self._send(lane)
+        self._retire_if_over()
+
+    def _send(self, lane: Lane) -> None:
+        batch: list[Task] = []
+        if not self._has_begun:
+            self._has_begun = True
+            batch.append(self.creation)
+            if self.restart is not None:
+                batch.append(self.restart)
+        room = self.window - len(lane.inflight)
+        size = lane.bytes_inflight
+        ready = self.ready
+        if self.away:
+            pass  # one of them is to be seen to first
+        elif not self.waiting:
+            while ready and len(batch) < room and (not size or size + ready[0].size_bytes <= limits.PREFETCH_BYTES):
+                task = ready.popleft()
+                size += task.size_bytes
+                batch.append(task)
+        else:
+            batch.extend(self._choose(room - len(batch)))
+        if not batch:
+            return
+        for task in batch:
+            task.state = lifecycle.ON_ASSIGN[task.state]
+            task.sequence = lane.next_sequence
+            task.runner = lane
+            lane.next_sequence += 1
+            lane.bytes_inflight += task.size_bytes
+        lane.inflight.extend(batch)
+        self.busy = 1
+        self.effects.append(("send", lane, batch))
+
+    def _choose(self, room: int) -> list[Task]:
+        """The calls that may go, where some wait for values: those of callers that none of theirs holds back."""
+        held_back = set()
+        chosen = []
+        left: deque[Task] = deque()
+        for task in self.ready:
+            caller = task.envelope.caller if task.envelope is not None else 0
+            if _waits(task):
+                held_back.add(caller)
+            if len(chosen) < room and caller not in held_back:
+                chosen.append(task)
+            else:
+                left.append(task)
+        self.ready = left
+        return chosen
+
+    def _remove(self, lane: Lane, sequence: int) -> Task | None:
+        inflight = lane.inflight
+        if inflight and inflight[0].sequence == sequence:
+            task = inflight.popleft()
+        else:
+            found = next((task for task in inflight if task.sequence == sequence), None)
+            if found is None:
+                return None
+            task = found
+            inflight.remove(task)
+        lane.bytes_inflight -= task.size_bytes
+        return task
+
+    def _put_back(self, tasks: list[Task]) -> None:
+        kept = [task for task in tasks if task.state == ASSIGNED]
+        for task in kept:
+            task.state = lifecycle.ON_TAKE_BACK[task.state]
+        self.ready.extendleft(reversed(kept))
+
+    def _lane_idle(self, lane: Lane) -> None:
+        self.busy = 0
+
+    def _retire_if_over(self) -> None:
+        if self.is_closing and not self.has_work:
+            for lane in self.lanes:
+                if lane.state in (OPEN, STARTING):
+                    lane.state = RETIRING
+                    self.effects.append(("retire", lane))
+
+    def validate(self) -> None:
+        """Raise if something does not hold that always should. For tests."""
+        assert self.waiting == sum(1 for task in self.ready if _waits(task))
+        assert len(self.lanes) <= 1 or all(lane.state == RETIRING for lane in self.lanes[:-1])
+        for lane in self.lanes:
+            sequences = [task.sequence for task in lane.inflight]
+            assert sequences == sorted(sequences), sequences
+        if self.state == DEAD:
+            assert not self.ready and not self.away
+
+
+def _waits(task: Task) -> bool:
+    return task.envelope is not None and bool(task.envelope.waiting)

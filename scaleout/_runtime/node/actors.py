@@ -1,0 +1,178 @@
+"""The actors of an owner: who holds them, what they are called, and what is said when they are dead.
+
+A *record* lives as long as somebody holds a handle, exactly as an `Entry` does (see `ledger`); when the last one is gone,
+the actor ends after the calls that were made. A detached actor is held by its name.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from functools import partial
+
+from scaleout._runtime.base.signals import exit_text
+from scaleout._runtime.core.mailbox import DEAD, Mailbox
+from scaleout._runtime.core.tasks import Profile, Task
+from scaleout._runtime.node.group import WorkerGroup
+from scaleout._runtime.wire import frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from scaleout._runtime.node.callables import CallableRecord
+    from scaleout._runtime.node.owner import Owner
+
+
+class ActorRecord:
+    """One actor, as its owner holds it. `options`: plain data, see `client.graph.ActorOptions`."""
+
+    __slots__ = ("__weakref__", "_owner", "_pid", "cause", "death", "group", "id", "options")
+
+    contained: tuple[Any, ...] = ()
+
+    def __init__(self, actor_id: int, options: dict[str, Any], owner: Owner) -> None:
+        self.id = actor_id
+        self.options = options
+        self._owner = owner
+        self._pid = os.getpid()
+        self.group: WorkerGroup = None  # type: ignore[assignment]
+        self.death = ""
+        self.cause: Any = None  # what its constructor raised, as its worker described it
+
+    @property
+    def label(self) -> str:
+        name = self.options["name"]
+        return f"the actor {self.options['class_name']}" + (f" named {name!r}" if name else "")
+
+    def facts(self, message: str = "") -> dict[str, Any]:
+        """The payload of a call that fails with it."""
+        return {
+            "message": f"{self.label} {message or self.death}",
+            "class": self.options["class_name"],
+            "name": self.options["name"],
+            "cause": self.cause,
+        }
+
+    def deliver(self, index: int, status: int, payload: Any) -> None:
+        """The sink of its constructor's call. On the reactor thread."""
+        if status == frames.OK or self.group.core.state == DEAD:
+            return
+        if not self.death:
+            self.death = "is dead: its constructor raised an exception"
+        if isinstance(payload, tuple):
+            self.cause = payload
+        self.group.core.creation_failed()
+
+    def __del__(self) -> None:
+        if self._pid == os.getpid() and self.group is not None and not self._owner.reactor.is_over:
+            self._owner.reactor.post(partial(self._owner.close_group, self.group))
+
+
+
+class Actors:
+    """See the module's docstring. Methods may be called in any thread, unless they say otherwise."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._lock = threading.Lock()
+        self._named: weakref.WeakValueDictionary[tuple[str, str], ActorRecord] = weakref.WeakValueDictionary()
+        self._detached: set[ActorRecord] = set()
+        self.all: weakref.WeakSet[ActorRecord] = weakref.WeakSet()
+
+    def create(
+        self, record: ActorRecord, hello: dict[str, Any], callable_record: CallableRecord, arguments: Any
+    ) -> WorkerGroup | None:
+        """Start an actor; `arguments`: (how, payload, needs, extents, envelope) of its constructor's call. None if its
+        name is taken."""
+        options = record.options
+        owner = self._owner
+        how, payload, needs, stored, envelope = arguments
+        creation = Task(None, callable_record, how, payload, needs, stored, record, 0, Profile())
+        creation.envelope = envelope
+        creation.max_retries = -1
+        core = Mailbox(
+            creation,
+            restarts=options["max_restarts"],
+            task_retries=options["max_task_retries"],
+            keeps_log=options["keeps_log"],
+            window=options["window"],
+        )
+        group = WorkerGroup(core, {**hello, "actor": options["of_worker"]}, owner.objects)  # type: ignore[arg-type]
+        creation.group = group
+        group.keeps_order = True
+        group.shape = options["shape"]
+        group.actor = weakref.ref(record)
+        name = options["name"]
+        if name:
+            with self._lock:
+                if self.find(options["namespace"], name) is not None:
+                    return None
+                self._named[options["namespace"], name] = record
+                if options["is_detached"]:
+                    self._detached.add(record)
+        record.group = group
+        self.all.add(record)
+        if group.shape:
+            core.size = 0
+            owner.reactor.post(partial(self._await_resources, group))
+        owner.announce_group(group)
+        return group
+
+    def _await_resources(self, group: WorkerGroup) -> None:
+        """On the reactor thread."""
+        if self._owner.slots is not None:
+            self._owner.slots.actors.append(group)
+
+    def find(self, namespace: str, name: str) -> ActorRecord | None:
+        """The living actor of this name."""
+        found = self._named.get((namespace, name))
+        if found is None or found.death or found.group is None or found.group.core.state == DEAD:
+            return None
+        return found
+
+    def names(self) -> list[tuple[str, str]]:
+        return sorted(key for key in list(self._named) if self.find(*key) is not None)
+
+    def kill(self, record: ActorRecord, may_restart: bool) -> None:
+        """On the reactor thread."""
+        if not record.death and not may_restart:
+            record.death = "is dead: it was killed by scaleout.kill"
+        record.group.core.killed(may_restart)
+
+    # -- on the reactor thread: effects of a mailbox -----------------------------------------------
+
+    def dead(self, group: WorkerGroup, tasks: list[Task]) -> None:
+        record = group.actor()
+        facts: Any = {"message": "the actor is dead", "class": "", "name": "", "cause": None}
+        if record is not None:
+            if not record.death:
+                record.death = f"is dead: {self._story(group)}"
+            facts = record.facts()
+            self._detached.discard(record)
+        group.failure = facts
+        for task in tasks:
+            group.finish(task, frames.ACTOR_DIED, facts)
+        slots = self._owner.slots
+        if slots is not None and group in slots.actors:
+            slots.actors.remove(group)
+        self._owner.reactor.post(partial(self._owner.close_group, group))
+
+    def lost(self, group: WorkerGroup, tasks: list[Task]) -> None:
+        """Calls that had begun when the process died, of an actor that is started again."""
+        record = group.actor()
+        if record is not None:
+            facts = record.facts(f"died while it ran this call, and is started again; {self._story(group)}")
+        else:
+            facts = {"message": "the actor died while it ran this call", "class": "", "name": "", "cause": None}
+        for task in tasks:
+            group.finish(task, frames.ACTOR_DIED, facts)
+
+    def _story(self, group: WorkerGroup) -> str:
+        if group.failure is not None and group.failure[0] == "refused":
+            return f"no process could be started for it: {group.failure[1]}"
+        peer = group.last_peer
+        if peer is None:
+            return "it ended"
+        return f"its process (pid {peer.pid}) ended with {exit_text(peer.exitcode)}"

@@ -1,0 +1,66 @@
+"""The questions that workers ask their owner and that are answered at once: see REQUEST in `node.clerk`.
+
+Methods take the worker that asks, and plain data; they return plain data. On the reactor thread.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from scaleout._runtime.node import ledger
+from scaleout._runtime.node.actors import ActorRecord
+from scaleout._runtime.wire import frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from scaleout._runtime.node.owner import Owner
+    from scaleout._runtime.node.peer import Peer
+
+
+class Answers:
+    """See the module's docstring."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+
+    def there(self, peer: Peer, object_ids: list[int]) -> list[int]:
+        """Those of the objects that are there."""
+        entries = [self._owner.clerk.entry_of(peer, object_id) for object_id in object_ids]
+        return [entry.id for entry in entries if entry.status != ledger.PENDING]
+
+    def cancel(self, peer: Peer, object_id: int, force: bool) -> None:
+        task = self._owner.clerk.entry_of(peer, object_id).source
+        if task is not None and not self._owner.clerk.cancel_waiting(task):
+            # Not in the midst of what the core does for this very frame.
+            self._owner.reactor.post(partial(self._owner.canceller.drop_one, task, frames.CANCELLED, force))
+
+    def resources(self, peer: Peer) -> tuple[dict[str, int], dict[str, int]]:
+        slots = self._owner.slots
+        return ({}, {}) if slots is None else (dict(slots.resources.total), slots.in_use())
+
+    def is_actor(self, peer: Peer, actor_id: int) -> bool:
+        return isinstance(peer.holdings.find(actor_id), ActorRecord)
+
+    def kill_actor(self, peer: Peer, actor_id: int, may_restart: bool) -> None:
+        actor = peer.holdings.find(actor_id)
+        if isinstance(actor, ActorRecord):
+            self._owner.reactor.post(partial(self._owner.actors.kill, actor, may_restart))
+
+    def find_actor(self, peer: Peer, namespace: str, name: str) -> Any:
+        actor = self._owner.actors.find(namespace, name)
+        if actor is None:
+            return None
+        peer.holdings.hand_over((actor,))
+        return actor.id, actor.options
+
+    def actor_names(self, peer: Peer) -> list[tuple[str, str]]:
+        return self._owner.actors.names()
+
+    def leave_actor(self, peer: Peer) -> None:
+        """The actor that this worker hosts wants to end."""
+        record = peer.group.actor() if peer.group.actor is not None else None
+        if record is not None and not record.death:
+            record.death = "is dead: it left by exit_actor"
+            self._owner.reactor.post(partial(peer.group.core.killed, False))
