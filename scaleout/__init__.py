@@ -11,19 +11,28 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "ObjectRef": "scaleout._runtime.refs",
-    "exit_actor": "scaleout.actors",
-    "get_actor": "scaleout.actors",
-    "kill": "scaleout.actors",
-    "method": "scaleout.actors",
     "as_completed": "scaleout.api",
+    "available_resources": "scaleout.api",
     "cancel": "scaleout.api",
+    "cluster_resources": "scaleout.api",
+    "deregister_serializer": "scaleout.serializers",
     "dump_stacks": "scaleout._runtime.session",
+    "exit_actor": "scaleout.actors",
     "get": "scaleout.api",
+    "get_actor": "scaleout.actors",
     "init": "scaleout.api",
     "is_initialized": "scaleout.api",
+    "kill": "scaleout.actors",
+    "list_actors": "scaleout.state",
+    "list_nodes": "scaleout.state",
+    "list_objects": "scaleout.state",
+    "list_tasks": "scaleout.state",
+    "method": "scaleout.actors",
     "put": "scaleout.api",
-    "remote": "scaleout.remote",
+    "register_serializer": "scaleout.serializers",
+    "remote": "scaleout.remoting",
     "shutdown": "scaleout.api",
+    "timeline": "scaleout.state",
     "wait": "scaleout.api",
 }
 
@@ -33,7 +42,6 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    # A module of the same name takes its place in the package when it is imported; the function has it afterwards.
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value

@@ -39,6 +39,7 @@ class RemoteClass:
     ... class Counter:
     ...     def __init__(self):
     ...         self.count = 0
+    ...
     ...     def add(self, amount):
     ...         self.count += amount
     ...         return self.count
@@ -60,9 +61,7 @@ class RemoteClass:
             inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
             for _, function in inspect.getmembers(cls, inspect.isfunction)
         )
-        self._options = session.actor_options(
-            class_name=cls.__name__, methods=methods, is_async=is_async, **arguments
-        )
+        self._options = session.actor_options(class_name=cls.__name__, methods=methods, is_async=is_async, **arguments)
         self._client: Any = None
         self._record: Any = None
 

@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
-__all__ = ["as_completed", "cancel", "get", "init", "is_initialized", "put", "shutdown", "wait"]
+__all__ = [
+    "as_completed",
+    "available_resources",
+    "cancel",
+    "cluster_resources",
+    "get",
+    "init",
+    "is_initialized",
+    "put",
+    "shutdown",
+    "wait",
+]
 
 
 def _deadline(timeout: float | None) -> float | None:
@@ -65,7 +76,9 @@ def wait(
     if len(set(wanted)) < len(wanted):
         raise ValueError("wait takes each reference once")
     if not isinstance(num_returns, int) or not 1 <= num_returns <= len(wanted):
-        raise ValueError(f"num_returns is a number from 1 to {len(wanted)}, that of the references, not {num_returns!r}")
+        raise ValueError(
+            f"num_returns is a number from 1 to {len(wanted)}, that of the references, not {num_returns!r}"
+        )
     there = session.default_client().wait(wanted, num_returns, _deadline(timeout))
     ready = [position for position in range(len(wanted)) if position in there][:num_returns]
     chosen = set(ready)
@@ -96,12 +109,44 @@ def cancel(ref: ObjectRef, *, force: bool = False, recursive: bool = True) -> No
     """
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel takes a reference, not {ref!r}")
-    session.default_client().cancel(ref, force)
+    session.default_client().cancel(ref, force, recursive)
 
 
-def init(address: str | None = None, **options: Any) -> None:
-    """Start the session with other resources than the defaults; without it the first use of anything starts it."""
-    session.init_client(address, **options)
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    resources: dict[str, float] | None = None,
+    memory: int | None = None,
+    object_store_memory: int | None = None,
+    namespace: str = "",
+    runtime_env: dict[str, Any] | None = None,
+    ignore_reinit_error: bool = False,
+) -> None:
+    """Start the session with other resources than the defaults; without it the first use of anything starts it.
+
+    `num_cpus` (default: the CPUs this process may use), `num_gpus` (those that are seen), `memory` in bytes (the
+    machine's) and `resources` (custom names) are what there is for tasks and actors to ask for. `object_store_memory`
+    bounds the store, in bytes. `namespace` is where names of actors are looked up. RuntimeError if there is a session
+    already, unless `ignore_reinit_error`.
+    """
+    if address not in (None, "", "local"):
+        raise ValueError(f"clusters are not supported yet: address is None or 'local', not {address!r}")
+    if runtime_env:
+        raise ValueError(f"runtime_env is for clusters, which are not supported yet: {sorted(runtime_env)}")
+    amounts: dict[str, float] = {}
+    for name, amount in {"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **(resources or {})}.items():
+        if amount is None:
+            continue
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount < 0:
+            raise ValueError(f"there can be no {amount!r} of the resource {name}")
+        amounts[name] = amount
+    if object_store_memory is not None and (not isinstance(object_store_memory, int) or object_store_memory < 1):
+        raise ValueError(f"object_store_memory is a number of bytes, not {object_store_memory!r}")
+    if ignore_reinit_error and session.has_client():
+        return
+    session.init_client(amounts, object_store_memory, namespace)
 
 
 def shutdown() -> None:
@@ -112,6 +157,18 @@ def shutdown() -> None:
 def is_initialized() -> bool:
     """Whether there is a session for tasks, actors and objects."""
     return session.has_client()
+
+
+def cluster_resources() -> dict[str, float]:
+    """What there is, by name: "CPU", "GPU", "memory" in bytes, and custom ones."""
+    total, _ = session.default_client().resources()
+    return {name: amount / 1000 for name, amount in total.items() if amount}
+
+
+def available_resources() -> dict[str, float]:
+    """What no task or actor holds at this moment."""
+    total, used = session.default_client().resources()
+    return {name: (amount - used.get(name, 0)) / 1000 for name, amount in total.items() if amount}
 
 
 def _checked(refs: Any, name: str) -> list[ObjectRef]:

@@ -23,8 +23,8 @@ import sys
 import threading
 
 from scaleout._runtime.base import context, references
-from scaleout._runtime.base.limits import ACTOR_WINDOW_TASKS, EAGER_ITEMS, FEED_TASKS, STREAM_AHEAD
-from scaleout._runtime.base.settings import Settings
+from scaleout._runtime.base.limits import ACTOR_WINDOW_TASKS, EAGER_ITEMS, ENDLESS_RETRIES, FEED_TASKS, STREAM_AHEAD
+from scaleout._runtime.base.settings import Settings, usable_memory_bytes
 from scaleout._runtime.client.exceptions import Exceptions
 from scaleout._runtime.client.graph import Options
 from scaleout._runtime.client.outcomes import Failure, outcome
@@ -127,9 +127,9 @@ def default_session() -> EmbeddedSession:
     return session
 
 
-def _open_session() -> EmbeddedSession:
+def _open_session(overrides: dict[str, str] | None = None) -> EmbeddedSession:
     """The zygote is started first, so that it comes up on another core while this process imports the rest."""
-    settings = Settings.from_environ(os.environ)
+    settings = Settings.from_environ({**os.environ, **(overrides or {})})
     if settings.inline:
         from scaleout._runtime.client.inline import InlineSession
 
@@ -205,17 +205,31 @@ def _new_client(resources: dict[str, float]) -> Any:
         return WorkerClient(context.current.worker)
     from scaleout._runtime.client.tasks import OwnerClient
 
+    from scaleout._runtime.base.devices import gpu_names
+
     session = default_session()
-    total = {"CPU": session.settings.num_cpus * 1000, **{name: round(units * 1000) for name, units in resources.items()}}
-    return OwnerClient(session, session.open_tasks(total))
+    names = gpu_names()
+    units = {"CPU": session.settings.num_cpus, "GPU": len(names), "memory": usable_memory_bytes(), **resources}
+    names += [str(number) for number in range(len(names), int(units["GPU"]))]
+    total = {name: round(amount * 1000) for name, amount in units.items()}
+    return OwnerClient(session, session.open_tasks(total, names))
 
 
-def init_client(address: str | None, **options: Any) -> None:
+def init_client(resources: dict[str, float], store_bytes: int | None, namespace: str) -> None:
     """See `scaleout.init`."""
+    global _session
     with _client_lock:
         if has_client():
             raise RuntimeError("scaleout is initialized already; scaleout.shutdown() ends the session")
-        references.client = _new_client({})
+        if store_bytes is not None:
+            with _lock:
+                if _session is not None and _session.is_in_use:
+                    raise RuntimeError(
+                        "object_store_memory cannot be set any more: there are pools or executors already"
+                    )
+                _session = _open_session({"SCALEOUT_STORE_BYTES": str(store_bytes)})
+        references.client = _new_client(resources)
+        references.client.namespace = namespace
 
 
 def close_client() -> None:
@@ -242,13 +256,39 @@ def task_options(
     retry_exceptions: Any = False,
     timeout_s: float | None = None,
     name: str = "",
+    priority: int = 0,
 ) -> Options:
     """What `@scaleout.remote` takes, checked."""
+    returns = -STREAM_AHEAD if num_returns in ("streaming", "dynamic") else num_returns
+    if isinstance(returns, bool) or not isinstance(returns, int) or (returns < 0 and returns != -STREAM_AHEAD):
+        raise ValueError(f"num_returns is a number of results or 'streaming', not {num_returns!r}")
+    if max_retries is not None and (not isinstance(max_retries, int) or max_retries < -1):
+        raise ValueError(f"max_retries is 0 or more, -1 for always, or None for the default, not {max_retries!r}")
+    if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
+        raise ValueError(f"timeout_s is a number of seconds above 0, or None, not {timeout_s!r}")
+    if not isinstance(priority, int):
+        raise ValueError(f"priority is a whole number, not {priority!r}")
+    if not isinstance(retry_exceptions, bool):
+        kinds = retry_exceptions if isinstance(retry_exceptions, (list, tuple)) else [retry_exceptions]
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+            raise ValueError(f"retry_exceptions is a bool or a list of exception classes, not {retry_exceptions!r}")
+        retry_exceptions = tuple(kinds)
+    if max_retries == -1:
+        max_retries = ENDLESS_RETRIES
+    shape = _shape(num_cpus, num_gpus, memory, resources)
+    return Options(shape, returns, max_retries, retry_exceptions, timeout_s, name, priority)
+
+
+def _shape(num_cpus: float, num_gpus: float, memory: float, resources: dict[str, float] | None) -> Any:
     from scaleout._runtime.core.resources import shape_of
 
-    returns = -STREAM_AHEAD if num_returns == "streaming" else num_returns
-    shape = shape_of({"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **(resources or {})})
-    return Options(shape, returns, max_retries, retry_exceptions, timeout_s, name)
+    amounts = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **(resources or {})}
+    for name, amount in amounts.items():
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount < 0:
+            raise ValueError(f"a task or actor cannot have {amount!r} of the resource {name}")
+    if num_gpus > 1 and num_gpus != int(num_gpus):
+        raise ValueError(f"num_gpus is a fraction of one, or a whole number, not {num_gpus!r}")
+    return shape_of(amounts)
 
 
 def actor_options(
@@ -270,8 +310,6 @@ def actor_options(
     checkpoint_every: int = 0,
 ) -> dict[str, Any]:
     """What `@scaleout.remote` takes for a class, checked, as plain data."""
-    from scaleout._runtime.core.resources import shape_of
-
     if on_failure not in ("raise", "restart", "replay"):
         raise ValueError(f"on_failure is 'raise', 'restart' or 'replay', not {on_failure!r}")
     if lifetime not in (None, "detached"):
@@ -294,7 +332,7 @@ def actor_options(
         "max_task_retries": max_task_retries,
         "keeps_log": on_failure == "replay",
         "window": max(ACTOR_WINDOW_TASKS, max_concurrency),
-        "shape": shape_of({"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **(resources or {})}),
+        "shape": _shape(num_cpus, num_gpus, memory, resources),
         "of_worker": {
             "concurrency": max_concurrency,
             "is_async": is_async,

@@ -11,7 +11,17 @@ if TYPE_CHECKING:
 class WorkerContext:
     """What a session that is opened inside a worker may ask of it."""
 
-    __slots__ = ("actor", "depth", "in_bootstrap", "open_channel", "requests", "session_info", "task_id", "worker", "worker_id")
+    __slots__ = (
+        "actor",
+        "depth",
+        "in_bootstrap",
+        "open_channel",
+        "requests",
+        "session_info",
+        "task_id",
+        "worker",
+        "worker_id",
+    )
 
     def __init__(
         self, worker_id: int, depth: int, open_channel: Callable[[], Any], session_info: dict[str, Any], worker: Any

@@ -72,6 +72,15 @@ HELP_DEPTH = 16
 ACTOR_WINDOW_TASKS = 256
 """Calls that are sent to an actor before it has answered: what is sent need not be waited for."""
 
+KEPT_BACK_SECONDS = 0.0005
+"""How long the youngest task that a worker has submitted is kept from others: most wait for it next, and do it themselves."""
+
+ENDLESS_RETRIES = 1 << 30
+"""What -1 means: more often than any worker dies."""
+
+HISTORY_EVENTS = 10_000
+"""Ended tasks that `list_tasks` and `timeline` still know: about 2 MB."""
+
 FREE_TASKS = 64
 """Tasks that need no resource at all run at most so many at once: each still takes a process."""
 

@@ -208,7 +208,5 @@ def with_values(arguments: Any, values: list[Any]) -> Any:
     """The (args, kwargs) of a call with each top-level `Dependency` replaced."""
     args, kwargs = arguments
     args = [values[value.position] if type(value) is Dependency else value for value in args]
-    kwargs = {
-        name: values[value.position] if type(value) is Dependency else value for name, value in kwargs.items()
-    }
+    kwargs = {name: values[value.position] if type(value) is Dependency else value for name, value in kwargs.items()}
     return args, kwargs

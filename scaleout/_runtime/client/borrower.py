@@ -16,6 +16,7 @@ from scaleout._runtime.base import limits
 from scaleout._runtime.base.references import Collected, Held, ObjectRef
 from scaleout._runtime.client.graph import Options, with_dependencies
 from scaleout._runtime.client.outcomes import outcome
+from scaleout._runtime.client.streams import StreamOfRefs
 from scaleout._runtime.client.task_errors import task_exceptions
 from scaleout._runtime.pickling.encode import Encoder
 from scaleout._runtime.wire import frames
@@ -59,7 +60,12 @@ class WorkerClient:
         record = BorrowedFunction(function, next(self._function_numbers))
         flag, payload, names = self._pack(function)
         self._requests.send(
-            frame(frames.FUNCTION, marshal.dumps((payload, names)), flag=flag, number=record.number)
+            frame(
+                frames.FUNCTION,
+                marshal.dumps((payload, names, function if type(function) is str else function.__qualname__)),
+                flag=flag,
+                number=record.number,
+            )
         )
         return record
 
@@ -70,8 +76,6 @@ class WorkerClient:
     def _submit(
         self, target: int, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
     ) -> Any:
-        if options.returns < 0:
-            raise NotImplementedError
         dependencies: Any = ()
         if any(type(value) is ObjectRef for value in (*args, *kwargs.values())):
             args, kwargs, dependencies = with_dependencies(args, kwargs)
@@ -84,7 +88,7 @@ class WorkerClient:
                 how, value = frames.CALL_ARGS, args
             flag, payload, names = self._pack(value)
         requests = self._requests
-        object_ids = [requests.next_id() for _ in range(options.returns)]
+        object_ids = [requests.next_id() for _ in range(max(options.returns, 1 if options.returns < 0 else 0))]
         refs = [ObjectRef(object_id, requests.held.made(object_id)) for object_id in object_ids]
         said = (
             target,
@@ -100,9 +104,25 @@ class WorkerClient:
             names,
         )
         requests.send(frame(frames.SUBMIT, marshal.dumps(said)))
+        if options.returns < 0:
+            return StreamOfRefs(self, refs[0])
         if options.returns == 1:
             return refs[0]
         return refs or None
+
+    def next_of_stream(self, stream: ObjectRef, position: int, deadline: float | None) -> ObjectRef | None:
+        """The reference to a stream's item, when it is there. None beyond the end."""
+        object_id = self._requests.ask(("next_item", stream._id, position))
+        if object_id is None:
+            return None
+        (held,) = self._requests.held.handed_over([object_id])
+        self._requests.want([object_id], 1, False, deadline)
+        if self._requests.ask(("is_end", object_id)):
+            return None
+        return ObjectRef(object_id, held)
+
+    def drop_stream(self, stream: ObjectRef) -> None:
+        """Nobody will take more of it: its reference dies now."""
 
     def _pack(self, value: Any) -> tuple[int, bytes, tuple[Any, ...]]:
         """(flag, payload, names of the owner's that are in it)"""
@@ -143,7 +163,9 @@ class WorkerClient:
         )
         requests.send(frame(frames.CREATE_ACTOR, marshal.dumps(said)))
         if options["name"] and not requests.ask(("is_actor", actor_id)):
-            raise ValueError(f"there is an actor named {options['name']!r} already in namespace {options['namespace']!r}")
+            raise ValueError(
+                f"there is an actor named {options['name']!r} already in namespace {options['namespace']!r}"
+            )
         return actor_id, hold
 
     def kill_actor(self, hold: Any, may_restart: bool) -> None:
@@ -226,8 +248,8 @@ class WorkerClient:
         else:
             future.set_result(values[0])
 
-    def cancel(self, ref: ObjectRef, force: bool) -> None:
-        self._requests.ask(("cancel", self._id_of(ref), force))
+    def cancel(self, ref: ObjectRef, force: bool, is_recursive: bool) -> None:
+        self._requests.ask(("cancel", self._id_of(ref), force, is_recursive))
 
     # -- references ------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from scaleout._runtime.client.batch import Batch, SharedBuffers
 from scaleout._runtime.client.compared import ComparedBuffers
 from scaleout._runtime.core.dispatch import SERVING, Group
 from scaleout._runtime.core.tasks import Profile, Task
-from scaleout._runtime.node import canceller
+from scaleout._runtime.node import canceller, host
 from scaleout._runtime.node.direct import DirectCall
 from scaleout._runtime.node.group import WorkerGroup
 from scaleout._runtime.node.objects import inline_payload
@@ -144,16 +144,18 @@ class EmbeddedSession:
             self._owner = owner
         return self._owner
 
-    def open_tasks(self, resources: dict[str, int]) -> Owner:
+    def open_tasks(self, resources: dict[str, int], gpu_names: list[str]) -> Owner:
         """The owner, with a place for tasks: workers for them start with the first one, and stay until `close_tasks`."""
         from scaleout._runtime.node.slots import Slots
 
         with self._lock:
             owner = self._need_owner()
             if owner.slots is None or owner.slots.is_closed:
-                owner.slots = Slots(self.settings, owner, resources)
+                owner.slots = Slots(self.settings, owner, resources, gpu_names)
                 owner.clerk.group_of = owner.slots.group_for
-                owner.slots.group_of((("CPU", 1000),))
+                owner.clerk.on_first = preload_client
+                if resources["CPU"] >= 1000:
+                    owner.slots.group_of((("CPU", 1000),))
             return owner
 
     def _owner_idle(self, owner: Owner) -> bool:
@@ -181,6 +183,11 @@ class EmbeddedSession:
             owner.reactor.post(owner.terminate_all)
             owner.join()
         self.close_idle()
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it has threads and workers."""
+        return self._owner is not None and not self._owner.reactor.is_stopping
 
     @property
     def callback_thread(self) -> threading.Thread | None:
@@ -214,6 +221,13 @@ class EmbeddedSession:
         owner = self._owner
         if owner is not None:
             owner.objects.retain_pinned()
+
+
+def preload_client() -> None:
+    """Workers of this program submit tasks themselves: those that are forked from now on need not import for that."""
+    for name in ("scaleout.api", "scaleout.remoting", "scaleout._runtime.client.borrower"):
+        if name not in host.preloaded_modules:
+            host.preloaded_modules.append(name)
 
 
 class InitializerFrames:

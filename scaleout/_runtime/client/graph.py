@@ -28,7 +28,7 @@ def with_dependencies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
 class Options:
     """What one call asks for beyond its arguments. Made once per function or method, and shared by its calls."""
 
-    __slots__ = ("max_retries", "name", "retry_exceptions", "returns", "shape", "timeout_s")
+    __slots__ = ("max_retries", "name", "priority", "retry_exceptions", "returns", "shape", "timeout_s")
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Options:
         retry_exceptions: Any = False,
         timeout_s: float | None = None,
         name: str = "",
+        priority: int = 0,
     ) -> None:
         self.shape = shape
         self.returns = returns
@@ -45,6 +46,7 @@ class Options:
         self.retry_exceptions = retry_exceptions
         self.timeout_s = timeout_s
         self.name = name
+        self.priority = priority
 
     def plain(self) -> dict[str, Any]:
         """What the owner must know of them, as plain data."""
@@ -53,9 +55,10 @@ class Options:
             "max_retries": self.max_retries,
             "timeout_s": self.timeout_s,
             "name": self.name,
+            "priority": self.priority,
         }
 
     @property
     def is_plain(self) -> bool:
         """Whether a call needs no more than its arguments."""
-        return self.returns == 1 and self.timeout_s is None and not self.retry_exceptions
+        return self.returns == 1 and self.timeout_s is None and not self.retry_exceptions and not self.priority

@@ -28,6 +28,7 @@ class TaskExceptions(Exceptions):
         self.makers[frames.TIMED_OUT] = self.timed_out
         self.makers[frames.LOST] = self.lost
         self.makers[frames.ACTOR_DIED] = self.actor_died
+        self.makers[frames.INFEASIBLE] = self.infeasible
 
     def with_remote_traceback(self, error: BaseException, failure: Failure) -> BaseException:
         if failure.traceback:
@@ -57,6 +58,9 @@ class TaskExceptions(Exceptions):
             "the object is gone: nothing that scaleout knows of referred to it any more. A reference that was pickled "
             "by hand, or passed to a Pool or an executor, does not keep its object"
         )
+
+    def infeasible(self, failure: Failure, first_index: int | None) -> BaseException:
+        return errors.InfeasibleError(failure.facts["message"])
 
     def actor_died(self, failure: Failure, first_index: int | None) -> BaseException:
         facts = failure.facts

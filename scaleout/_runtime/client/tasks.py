@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
-import itertools
+import gc
 import os
 import pickle
+import threading
 import weakref
 from functools import partial
 
@@ -13,12 +14,16 @@ from scaleout._runtime.base import references
 from scaleout._runtime.base.references import Collected, ObjectRef
 from scaleout._runtime.client.graph import Options, with_dependencies
 from scaleout._runtime.client.outcomes import Failure, outcome
-from scaleout._runtime.core.tasks import PENDING as UNASSIGNED
-from scaleout._runtime.core.tasks import Task
+from scaleout._runtime.client.streams import StreamOfRefs
+from scaleout._runtime.core.mailbox import STATE_NAMES
+from scaleout._runtime.core.tasks import FINISHED, Task
 from scaleout._runtime.node.actors import ActorRecord
+from scaleout._runtime.node.direct import DirectCall
+from scaleout._runtime.node.canceller import is_running
+from scaleout._runtime.node.history import now_ns, state_of, write_trace
 from scaleout._runtime.node.ledger import PENDING, Entry, Envelope, SeveralResults, Stream
 from scaleout._runtime.node.objects import inline_payload
-from scaleout._runtime.node.stored import load_referring
+from scaleout._runtime.node.stored import StoredObject, load_referring
 from scaleout._runtime.wire import frames
 from scaleout.errors import ForeignSessionError, SessionClosedError
 
@@ -41,17 +46,21 @@ class OwnerClient:
         self._slots: Any = owner.slots
         self._post = owner.reactor.post
         self._encode = session.encode
-        self._ids = itertools.count(1)
+        self._new_id = owner.clerk.new_id  # one row of numbers for all objects of this owner
         self._methods: dict[str, CallableRecord] = {}
         self._pid = os.getpid()
         self._exported: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.is_closed = False
+        self._submitted = 0  # roughly: threads may overtake one another
+        self._submitted_when_awaited = 0
 
     # -- submitting ------------------------------------------------------------------------------
 
     def prepare(self, function: Callable[..., Any]) -> CallableRecord:
         """The function, pickled; kept until the session ends."""
-        return self._owner.callables.record_of(function)
+        record = self._owner.callables.record_of(function)
+        record.name = getattr(function, "__qualname__", "") or repr(function)
+        return record
 
     def submit(self, record: CallableRecord, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
         """Queue a call: its reference, several of them, or a `StreamOfRefs`. Raises what pickling raises."""
@@ -95,23 +104,25 @@ class OwnerClient:
             how |= frames.STORED
         returns = options.returns
         if returns == 1:
-            entry = Entry(next(self._ids))
+            entry = Entry(self._new_id())
             answer: Any = ObjectRef(entry.id, entry)
             sink: Any = entry
         elif returns >= 0:
-            entries = tuple(Entry(next(self._ids)) for _ in range(returns))
+            entries = tuple(Entry(self._new_id()) for _ in range(returns))
             answer = [ObjectRef(entry.id, entry) for entry in entries] or None
             sink = SeveralResults(entries)
         else:
-            sink = Stream(self._ids.__next__)
+            sink = Stream(self._new_id)
             answer = StreamOfRefs(self, sink)
         task = Task(group, record, how, payload, encoded.needs, stored, sink, 0, record.profile)
+        task.submitted_ns = now_ns()
         task.max_retries = options.max_retries
+        task.priority = options.priority
         if returns == 1:
             sink.source = task
         elif returns < 0:
             sink.source = task
-            sink.on_taken = partial(self._tell_taken, weakref.ref(task))
+            sink.on_taken = partial(self._owner.clerk.tell_taken, weakref.ref(task))
         else:
             for entry in entries:
                 entry.source = task
@@ -121,21 +132,59 @@ class OwnerClient:
             task.envelope = Envelope(
                 tuple(map(self._entry_of, dependencies)), tuple(map(self._hold_of, contained)), returns
             )
+            if is_method:
+                group.lent = ()  # or a later call might overtake this one
             self._post(partial(self._owner.clerk.submit, task))
         else:
-            self._post(task)
+            self._submitted += 1
+            if not group.lent or not options.is_plain or not self._send_directly(group, task, sink):
+                if is_method:
+                    group.lent = ()
+                self._post(task if not task.priority else partial(self._enqueue, task))
         if options.timeout_s is not None:
             self._post(partial(self._owner.canceller.limit, task, options.timeout_s))
         return answer
 
-    def _tell_taken(self, found: Any, count: int) -> None:
-        """On the reactor thread: the consumer of a stream has come so far."""
-        task = found()
-        if task is not None and task.runner is not None and task.state != UNASSIGNED:
-            peer = task.runner.worker
-            if peer.link.is_open:
-                peer.link.queue(frames.frame(frames.TAKEN, number=task.sequence, aux=count))
-                self._owner.reactor.flush_soon(peer.link)
+    def _enqueue(self, task: Task) -> None:
+        """On the reactor thread: not at the end of the queue."""
+        if task.group.is_terminating or task.group.core.is_broken:
+            task.group.refuse(task)
+        else:
+            task.group.core.submitted(task)
+
+    def _send_directly(self, group: Any, task: Task, entry: Entry) -> bool:
+        """Past the reactor, if a worker is lent for that: see `node.direct`."""
+        owner = self._owner
+        if task.stored is not None or task.needs or owner.callables.forgotten:
+            return False
+        call = DirectCall(owner.lender, group.lent, task)
+        entry.call = call  # before it is sent: whoever takes it over later finds the entry without it
+        if call.send(True):
+            return True
+        entry.call = None
+        return False
+
+    def _read(self, entry: Entry, call: DirectCall) -> bool:
+        """Read the answer of a direct call in this thread; False if that is somebody else's by now."""
+        try:
+            answer = call.receive()
+            if answer is None:
+                return False
+            entry.settle(*answer)
+        except BaseException:  # Ctrl-C: the answer is lost, wherever it was just then
+            self._post(partial(entry.deliver, 0, frames.DROPPED, None))
+            raise
+        if entry.dependents:
+            self._post(entry.tell)
+        return True
+
+    def _awaited(self, entry: Entry) -> None:
+        """A thread begins to wait. If it makes one call after the other, its calls should be direct."""
+        if self._submitted == self._submitted_when_awaited + 1:
+            task = entry.source
+            if task is not None:
+                task.group.wants_direct = True
+        self._submitted_when_awaited = self._submitted
 
     # -- actors ----------------------------------------------------------------------------------
 
@@ -152,10 +201,12 @@ class OwnerClient:
         envelope = None
         if dependencies or contained:
             envelope = Envelope(tuple(map(self._entry_of, dependencies)), tuple(map(self._hold_of, contained)))
-        actor = ActorRecord(next(self._ids), options, self._owner)
+        actor = ActorRecord(self._new_id(), options, self._owner)
         call = (how, payload, encoded.needs, extents, envelope)
         if self._owner.actors.create(actor, self._slots.hello(), record, call) is None:
-            raise ValueError(f"there is an actor named {options['name']!r} already in namespace {options['namespace']!r}")
+            raise ValueError(
+                f"there is an actor named {options['name']!r} already in namespace {options['namespace']!r}"
+            )
         return actor.id, actor
 
     def method(self, name: str) -> CallableRecord:
@@ -163,6 +214,7 @@ class OwnerClient:
         record = self._methods.get(name)
         if record is None:
             record = self._methods[name] = self._owner.callables.adopt(pickle.dumps(name), ())
+            record.name = name
         return record
 
     def call_actor(self, hold: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
@@ -192,7 +244,7 @@ class OwnerClient:
         self.check()
         with Collected() as contained:
             encoded = self._encode(value)
-        entry = Entry(next(self._ids))
+        entry = Entry(self._new_id())
         entry.contained = tuple(map(self._hold_of, contained))
         entry.payload = self._owner.objects.object_of(encoded)
         entry.status = frames.OK
@@ -202,9 +254,17 @@ class OwnerClient:
         """The values, in order; raises the first failure. None: the deadline came first."""
         values = []
         for ref in refs:
-            entry = self._entry_of(ref)
-            if entry.status == PENDING and not entry.wait(deadline, self.check):
-                return None
+            entry = ref._hold
+            if type(entry) is not Entry:
+                entry = self._entry_of(ref)
+            if entry.status == PENDING:
+                call = entry.call
+                if call is None:
+                    self._awaited(entry)
+                elif deadline is not None or not self._read(entry, call):
+                    call.hand_over()
+                if not entry.wait(deadline, self.check):
+                    return None
             values.append(self.value_of(entry))
         return values
 
@@ -278,22 +338,19 @@ class OwnerClient:
     def drop_stream(self, stream: Stream) -> None:
         """Nobody will take more of it."""
         if self._pid == os.getpid() and not self.is_closed:
-            self._post(partial(self._cancel_now, stream, True, lambda is_gone: None))
+            self._post(partial(self._cancel_now, stream, True, True))
 
     # -- cancelling ------------------------------------------------------------------------------
 
-    def cancel(self, ref: ObjectRef, force: bool) -> None:
+    def cancel(self, ref: ObjectRef, force: bool, is_recursive: bool) -> None:
         """Take the task back, or interrupt it; with `force` kill the worker that runs it. Nothing if it has ended."""
         self.check()
-        self._post(partial(self._cancel_now, self._entry_of(ref), force, lambda is_gone: None))
+        self._post(partial(self._cancel_now, self._entry_of(ref), force, is_recursive))
 
-    def _cancel_now(self, holder: Any, force: bool, done: Any) -> None:
+    def _cancel_now(self, holder: Any, force: bool, is_recursive: bool) -> None:
         task = holder.source
-        if task is None:
-            return
-        owner = self._owner
-        if not owner.clerk.cancel_waiting(task):
-            owner.canceller.drop_one(task, frames.CANCELLED, force)
+        if task is not None:
+            self._owner.clerk.cancel(task, force, is_recursive)
 
     # -- references ------------------------------------------------------------------------------
 
@@ -301,11 +358,16 @@ class OwnerClient:
         entry = ref._hold
         if type(entry) is not Entry:
             raise ForeignSessionError(f"{ref!r} belongs to another session")
+        call = entry.call
+        if call is not None:
+            call.hand_over()
         return entry
 
     def _hold_of(self, ref: Any) -> Entry | ActorRecord:
         """Of a reference, or of an actor's handle."""
         hold = ref._hold
+        if type(hold) is Entry:
+            return self._entry_of(ref)
         if not isinstance(hold, (Entry, ActorRecord)):
             raise ForeignSessionError(f"{ref!r} belongs to another session")
         return hold
@@ -356,10 +418,105 @@ class OwnerClient:
         """(what there is, what is in use), in milli-units."""
         return dict(self._slots.resources.total), self._slots.in_use()
 
+    # -- looking ---------------------------------------------------------------------------------
+
+    def list_tasks(self) -> list[dict[str, Any]]:
+        """See `scaleout.list_tasks`."""
+        self._pause()
+        owner = self._owner
+        found = [
+            {
+                "name": name,
+                "id": f"{number:016x}",
+                "state": state_of(status),
+                "type": "actor call" if is_call else "task",
+                "duration_s": duration_us / 1e6,
+                "pid": pid,
+            }
+            for name, number, _, _, duration_us, pid, status, is_call in list(owner.clerk.history.events)
+        ]
+        for group in list(owner.groups):
+            core = group.core
+            for task in [*core.ready, *core.away, *(task for lane in core.lanes for task in lane.inflight)]:
+                if not task.submitted_ns or task.state == FINISHED:
+                    continue
+                waits = task.envelope is not None and task.envelope.waiting
+                state = "WAITING" if waits else "RUNNING" if is_running(task) else "PENDING"
+                found.append(
+                    {
+                        "name": task.callable.name,
+                        "id": f"{getattr(task.sink, 'id', 0):016x}",
+                        "state": state,
+                        "type": "actor call" if group.keeps_order else "task",
+                        "duration_s": None,
+                        "pid": task.runner.worker.pid if state == "RUNNING" else None,
+                    }
+                )
+        return found
+
+    def list_actors(self) -> list[dict[str, Any]]:
+        """See `scaleout.list_actors`."""
+        self._pause()
+        found = []
+        for record in sorted(self._owner.actors.all, key=lambda record: record.id):
+            core: Any = record.group.core
+            pids = [peer.pid for peer in list(record.group.peers)]
+            found.append(
+                {
+                    "id": f"{record.id:016x}",
+                    "class_name": record.options["class_name"],
+                    "name": record.options["name"],
+                    "state": STATE_NAMES[core.state],
+                    "pid": pids[-1] if pids else None,
+                    "restarts": core.deaths,
+                    "death": record.death,
+                }
+            )
+        return found
+
+    def list_objects(self) -> list[dict[str, Any]]:
+        """See `scaleout.list_objects`. Nobody keeps a list of them: the garbage collector knows them all."""
+        self._pause()
+        found = []
+        for entry in [entry for entry in gc.get_objects() if type(entry) is Entry and entry.id]:
+            state = "PENDING" if entry.status == PENDING else "READY" if entry.status == frames.OK else "FAILED"
+            found.append(
+                {
+                    "id": f"{entry.id:016x}",
+                    "state": state,
+                    "size_bytes": entry.size_bytes,
+                    "is_stored": isinstance(entry.payload, StoredObject),
+                }
+            )
+        return sorted(found, key=lambda entry: str(entry["id"]))
+
+    def write_trace(self, path: str) -> int:
+        """See `scaleout.timeline`."""
+        self._pause()
+        history = self._owner.clerk.history
+        return write_trace(path, list(history.events), list(history.transfers))
+
+    def _pause(self) -> None:
+        """Until the reactor has done what was posted so far."""
+        self.check()
+        gate = Entry(0)
+        self._post(partial(gate.deliver, 0, frames.OK, None))
+        gate.wait(None, self.check)
+
     def close(self) -> None:
-        """End all tasks."""
+        """End all tasks and actors, and wait until their processes are gone."""
         self.is_closed = True
-        self._slots.close()
+        owner = self._owner
+        if self._pid != os.getpid():
+            return
+        groups = self._slots.close()
+        groups += [record.group for record in list(owner.actors.all)]
+        for group in groups:
+            self._post(partial(owner.terminate_group, group))
+        if threading.current_thread() not in (owner.reactor.thread, owner.callbacks.thread):
+            for group in groups:
+                group.has_ended.wait()
+            owner.join_if_over()
 
 
 class _Countdown:
@@ -426,9 +583,7 @@ class Retrying:
     def _again(self) -> None:
         self._left -= 1
         old = self._task
-        task = Task(
-            old.group, old.callable, old.how, old.payload, old.needs, old.stored, self, 0, old.profile
-        )
+        task = Task(old.group, old.callable, old.how, old.payload, old.needs, old.stored, self, 0, old.profile)
         task.max_retries = old.max_retries
         task.envelope = old.envelope
         if task.stored is not None:
@@ -448,60 +603,8 @@ class Retrying:
         self._sink.deliver(0, status, payload)
 
 
-class StreamOfRefs:
-    """What a streaming task gives at once: an iterator over references, each as soon as the task has yielded it.
-
-    Also an asynchronous iterator. If it is dropped before its end, the task is cancelled.
-    """
-
-    def __init__(self, client: Any, stream: Any) -> None:
-        self._client = client
-        self._stream = stream
-        self._position = 0
-        self._is_over = False
-
-    def __iter__(self) -> StreamOfRefs:
-        return self
-
-    def __next__(self) -> ObjectRef:
-        if self._is_over:
-            raise StopIteration
-        ref = self._client.next_of_stream(self._stream, self._position, None)
-        if ref is None:
-            self._is_over = True
-            raise StopIteration
-        self._position += 1
-        return ref  # type: ignore[no-any-return]
-
-    def __aiter__(self) -> StreamOfRefs:
-        return self
-
-    async def __anext__(self) -> ObjectRef:
-        import asyncio
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(None, self._next_or_none)
-        except LookupError:
-            raise StopAsyncIteration from None
-
-    def _next_or_none(self) -> ObjectRef:
-        try:
-            return next(self)
-        except StopIteration:
-            raise LookupError from None
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a stream of references cannot be pickled; pass the references that it gives")
-
-    def __del__(self) -> None:
-        if not self._is_over:
-            self._client.drop_stream(self._stream)
-
-
 def exception_of(failure: Failure, entry: Any) -> BaseException:
     """See `client.task_errors`, imported when something fails."""
     from scaleout._runtime.client.task_errors import task_exceptions
 
     return task_exceptions.exception_of(failure)
-
-

@@ -125,6 +125,7 @@ class Group:
         self.open_lanes: deque[Lane] = deque()
         self.busy = 0  # lanes with something in flight that does not wait for other tasks
         self.blocked = 0  # lanes with something in flight that does
+        self.has_priorities = False  # a task with another than the usual one has come
         self.is_elastic = False  # `size` is a number of slots, and goes up and down; lanes beyond it idle
         self.asked = 0  # workers asked for by "start" that have not started yet
         self.failures_in_a_row = 0
@@ -140,7 +141,19 @@ class Group:
     def submitted(self, task: Task) -> None:
         if task.state != PENDING:
             raise illegal(task, "be submitted", self.story)
-        self.ready.append(task)
+        if task.priority or self.has_priorities:
+            self._insert(task)
+        else:
+            self.ready.append(task)
+
+    def _insert(self, task: Task) -> None:
+        """Behind all that are as urgent."""
+        self.has_priorities = True
+        ready = self.ready
+        position = len(ready)
+        while position and ready[position - 1].priority < task.priority:
+            position -= 1
+        ready.insert(position, task)
 
     def finished(self, lane: Lane, sequence: int, duration_us: int) -> Task | None:
         """The worker reported a result; returns its task, or None if it is not wanted any more."""

@@ -50,12 +50,20 @@ class Mailbox:
     """See the module's docstring. `creation` is the call of the constructor, the first that the actor gets."""
 
     def __init__(
-        self, creation: Task, *, restarts: int, task_retries: int, keeps_log: bool = False, window: int | None = None
+        self,
+        creation: Task,
+        *,
+        restarts: int,
+        task_retries: int,
+        keeps_log: bool = False,
+        window: int | None = None,
+        is_concurrent: bool = False,
     ) -> None:
         self.creation = creation
         self.restarts_left = restarts
         self.max_retries = task_retries
         self.keeps_log = keeps_log
+        self.is_concurrent = is_concurrent  # runs several calls at once, so no caller may have it for himself
         self.window = window or limits.ACTOR_WINDOW_TASKS
         self.state = CREATING
         self.size = 1
@@ -75,6 +83,7 @@ class Mailbox:
         self.is_broken = False
         self.is_closing = False
         self.is_elastic = False
+        self.has_priorities = False  # its calls have an order already
         self.effects: list[tuple[Any, ...]] = []
         self.story: deque[tuple[object, ...]] = deque(maxlen=64)
         self._has_begun = False  # the constructor was sent to the present worker
@@ -353,7 +362,7 @@ class Mailbox:
     # -- direct calls ----------------------------------------------------------------------------
 
     def lend_idle(self) -> list[Lane]:
-        if self.has_work or self.is_closing or self.state != ALIVE or self.keeps_log:
+        if self.has_work or self.is_closing or self.state != ALIVE or self.keeps_log or self.is_concurrent:
             return []
         lent = [lane for lane in self.lanes if lane.state == OPEN]
         for lane in lent:

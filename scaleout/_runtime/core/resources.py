@@ -58,6 +58,35 @@ class Resources:
         return granted
 
 
+class Devices:
+    """Which GPUs each worker has. Whole ones for itself; fractions share the one that has the least room left."""
+
+    def __init__(self, count: int) -> None:
+        self._free = [MILLI] * count
+        self._taken: dict[int, list[tuple[int, int]]] = {}
+
+    def take(self, worker_id: int, amount: int) -> list[int]:
+        """The devices for a worker that was granted so much. One whose predecessor has not left yet gets the freest."""
+        taken: list[tuple[int, int]] = []
+        while amount > 0 and len(taken) < len(self._free):
+            part = min(amount, MILLI)
+            others = [number for number in range(len(self._free)) if all(number != found for found, _ in taken)]
+            fitting = [number for number in others if self._free[number] >= part]
+            if fitting:
+                number = min(fitting, key=lambda number: (self._free[number], number))
+            else:
+                number = max(others, key=lambda number: (self._free[number], -number))
+            self._free[number] -= part
+            taken.append((number, part))
+            amount -= part
+        self._taken[worker_id] = taken
+        return sorted(number for number, _ in taken)
+
+    def give_back(self, worker_id: int) -> None:
+        for number, part in self._taken.pop(worker_id, ()):
+            self._free[number] += part
+
+
 def shape_of(amounts: dict[str, float]) -> Shape:
     """The shape of a task that needs these amounts, in units; what it needs none of is left out."""
     return tuple(sorted((name, round(amount * MILLI)) for name, amount in amounts.items() if amount > 0))

@@ -75,7 +75,9 @@ class Task:
         "index",
         "max_retries",
         "needs",
+        "parent",
         "payload",
+        "priority",
         "profile",
         "runner",
         "sequence",
@@ -83,6 +85,7 @@ class Task:
         "size_bytes",
         "state",
         "stored",
+        "submitted_ns",
         "__weakref__",
     )
 
@@ -114,6 +117,9 @@ class Task:
         self.sequence = 0
         self.runner: Any = None
         self.envelope: Any = None
+        self.parent: Any = None  # a weak reference to the task that submitted it
+        self.priority = 0
+        self.submitted_ns = 0
 
 
 def illegal(task: Task, event: str, story: Iterable[object]) -> InternalError:

@@ -70,7 +70,6 @@ class ActorRecord:
             self._owner.reactor.post(partial(self._owner.close_group, self.group))
 
 
-
 class Actors:
     """See the module's docstring. Methods may be called in any thread, unless they say otherwise."""
 
@@ -92,12 +91,15 @@ class Actors:
         creation = Task(None, callable_record, how, payload, needs, stored, record, 0, Profile())
         creation.envelope = envelope
         creation.max_retries = -1
+        if owner.slots is not None:
+            owner.slots.check(options["shape"])
         core = Mailbox(
             creation,
             restarts=options["max_restarts"],
             task_retries=options["max_task_retries"],
             keeps_log=options["keeps_log"],
             window=options["window"],
+            is_concurrent=options["of_worker"]["concurrency"] > 1,
         )
         group = WorkerGroup(core, {**hello, "actor": options["of_worker"]}, owner.objects)  # type: ignore[arg-type]
         creation.group = group

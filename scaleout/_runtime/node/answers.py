@@ -30,11 +30,23 @@ class Answers:
         entries = [self._owner.clerk.entry_of(peer, object_id) for object_id in object_ids]
         return [entry.id for entry in entries if entry.status != ledger.PENDING]
 
-    def cancel(self, peer: Peer, object_id: int, force: bool) -> None:
+    def next_item(self, peer: Peer, stream_id: int, position: int) -> int | None:
+        """The object at a position of a stream; None beyond the end."""
+        hold: Any = peer.holdings.find(stream_id)
+        entry = hold.stream.take(position)
+        if entry is None:
+            return None
+        (object_id,) = peer.holdings.hand_over((entry,))
+        return object_id
+
+    def is_end(self, peer: Peer, object_id: int) -> bool:
+        """Whether what was waited for turned out to be the end of a stream."""
+        return self._owner.clerk.entry_of(peer, object_id).status == frames.STREAM_ENDED
+
+    def cancel(self, peer: Peer, object_id: int, force: bool, is_recursive: bool) -> None:
         task = self._owner.clerk.entry_of(peer, object_id).source
-        if task is not None and not self._owner.clerk.cancel_waiting(task):
-            # Not in the midst of what the core does for this very frame.
-            self._owner.reactor.post(partial(self._owner.canceller.drop_one, task, frames.CANCELLED, force))
+        if task is not None:  # not in the midst of what the core does for this very frame
+            self._owner.reactor.post(partial(self._owner.clerk.cancel, task, force, is_recursive))
 
     def resources(self, peer: Peer) -> tuple[dict[str, int], dict[str, int]]:
         slots = self._owner.slots

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class CallableRecord:
     """A pickled callable. `users` counts the API calls under way with it."""
 
-    __slots__ = ("id", "needs", "payload", "profile", "root", "stored", "users")
+    __slots__ = ("id", "name", "needs", "payload", "profile", "root", "stored", "users")
 
     def __init__(self, callable_id: int, payload: bytes, stored: Any, needs: tuple[int, ...]) -> None:
         self.id = callable_id
@@ -34,6 +34,7 @@ class CallableRecord:
         self.stored = stored
         self.needs = needs
         self.users = 0
+        self.name = ""  # for those who look
         self.root: tuple[str, str] | None = None
         self.profile = Profile()
 

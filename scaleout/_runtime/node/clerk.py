@@ -6,7 +6,7 @@ takes a moment (names of `__main__` are looked up on the callback thread, as pic
 
     SUBMIT   marshal of (target, function, how, payload, is_stored, objects, dependencies, references, returns, options,
              names); the names are those of `__main__` that the payload needs
-    FUNCTION marshal of (pickled function, names)
+    FUNCTION marshal of (pickled function, names, what it is called)
     WANT     marshal of (objects, how many are enough, whether values are wanted, is it the main thread, may it help)
     REQUEST  marshal of (name, *arguments): a method of `answers`
 
@@ -15,17 +15,22 @@ Everything here runs on the reactor thread unless it says otherwise.
 
 from __future__ import annotations
 
+import itertools
 import marshal
 import pickle
+import weakref
 from functools import partial
 
-from scaleout._runtime.core.tasks import FINISHED, PENDING, Task
+from scaleout._runtime.base import limits
+from scaleout._runtime.core.tasks import ASSIGNED, FINISHED, PENDING, Task
 from scaleout._runtime.node import ledger
 from scaleout._runtime.node.actors import ActorRecord
-from scaleout._runtime.node.ledger import Entry, Envelope, SeveralResults
+from scaleout._runtime.node.history import History, now_ns
+from scaleout._runtime.node.ledger import Entry, Envelope, SeveralResults, StreamHold
 from scaleout._runtime.node.stored import extents_of
-from scaleout._runtime.wire import frames
+from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import frame
+from scaleout.errors import InfeasibleError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.owner import Owner
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
+
 
 class _Ignoring:
     """A sink for a task whose end nobody waits for."""
@@ -107,8 +113,13 @@ class Clerk:
         self._objects = objects
         self._callables = callables
         self._callbacks = callbacks
+        self.new_id: Callable[[], int] = itertools.count(1).__next__
         self.group_of: Callable[[Any], Any] = lambda options: None
+        self.history = History()
+        self.has_clients = False
+        self.on_first: Callable[[], None] = lambda: None  # a worker has become a client
         self.answers: Any = None
+        self._kept_back: dict[Peer, Task] = {}
         self.restorer = callables.adopt(pickle.dumps("load_checkpoint"), ())
         self.helping: dict[Peer, list[int]] = {}  # objects that the worker makes itself, while it waits for them
         self._handlers: dict[int, Callable[[Peer, int, int, int, bytes], None]] = {
@@ -173,6 +184,10 @@ class Clerk:
 
     def cancel_waiting(self, task: Task) -> bool:
         """If it waits for values still, it is gone."""
+        if task in self._kept_back.values():
+            task.state = FINISHED
+            task.group.finish(task, frames.CANCELLED, None)
+            return True
         if task.state != PENDING or task.envelope is None or not task.envelope.waiting:
             return False
         if task.group.keeps_order:
@@ -181,6 +196,13 @@ class Clerk:
         task.group.finish(task, frames.CANCELLED, None)
         return True
 
+    def note(self, task: Task, duration_us: int, pid: int, status: int) -> None:
+        """A task has ended in a worker."""
+        self.history.events.append(
+            (task.callable.name, getattr(task.sink, "id", 0), task.submitted_ns, now_ns(), duration_us, pid, status,
+             task.group.keeps_order)
+        )  # fmt: skip
+
     # -- from workers ----------------------------------------------------------------------------
 
     def on_frame(self, peer: Peer, kind: int, flag: int, aux: int, number: int, body: bytes) -> bool:
@@ -188,19 +210,25 @@ class Clerk:
         handler = self._handlers.get(kind)
         if handler is None:
             return False
+        if not self.has_clients:
+            self.has_clients = True
+            self.on_first()
         handler(peer, flag, aux, number, body)
         return True
 
     def _on_function(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
-        payload, names = marshal.loads(body)
+        payload, names, name = marshal.loads(body)
         extents = None
         if flag & frames.STORED:
             extents = extents_of(payload)
             self._objects.hold_now(extents)
-        self._when_known(peer, names, partial(self._add_function, peer, number, payload, extents))
+        self._when_known(peer, names, partial(self._add_function, peer, number, name, payload, extents))
 
-    def _add_function(self, peer: Peer, number: int, payload: bytes, extents: Any, needs: tuple[int, ...]) -> None:
-        peer.functions[number] = self._callables.adopt(payload, needs, extents)
+    def _add_function(
+        self, peer: Peer, number: int, name: str, payload: bytes, extents: Any, needs: tuple[int, ...]
+    ) -> None:
+        record = peer.functions[number] = self._callables.adopt(payload, needs, extents)
+        record.name = name
 
     def _on_submit(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
         said = marshal.loads(body)
@@ -227,6 +255,10 @@ class Clerk:
     ) -> None:
         target, function, how, payload, _, _, _, _, returns, options, _ = said
         sink: Any = entries[0] if returns == 1 else SeveralResults(entries)
+        if returns < 0:  # the one object is the stream itself
+            sink = StreamHold(entries[0].id, self.new_id)
+            peer.holdings.settle(sink.id, 1)
+            peer.holdings.hand_over((sink,))
         record: CallableRecord = peer.functions[function]
         if target:
             actor = self.entry_of(peer, target)
@@ -235,23 +267,75 @@ class Clerk:
                 return
             group = actor.group
         else:
-            group = self.group_of(options)
+            try:
+                group = self.group_of(options)
+            except InfeasibleError as error:
+                for entry in entries:
+                    entry.deliver(0, frames.INFEASIBLE, {"message": str(error)})
+                return
         extents = None
         if stored is not None:
             how |= frames.STORED
             extents = stored.extents
             self._objects.hold_now(extents)
         task = Task(group, record, how, payload, needs, extents, sink, 0, record.profile)
-        self.apply_options(task, options)
+        task.submitted_ns = now_ns()
+        task.max_retries = options["max_retries"]
+        task.priority = options["priority"]
+        parent = self._running(peer)
+        if parent is not None:
+            task.parent = weakref.ref(parent)
+        if options["timeout_s"] is not None:
+            self._owner.canceller.limit(task, options["timeout_s"])
         for entry in entries:
             entry.source = task
+        if returns < 0:
+            sink.stream.source = task
+            sink.on_dropped = self._stream_dropped
+            sink.stream.on_taken = partial(self.tell_taken, weakref.ref(task))
+            task.sink = sink.stream
         if dependencies or references or returns != 1 or group.keeps_order:
             task.envelope = Envelope(dependencies, references, returns, peer.worker_id)
             self.submit(task)
-        elif group.is_terminating or group.core.is_broken:
-            group.refuse(task)
+        elif group is peer.group:
+            self._keep_back(peer, task)
         else:
-            group.core.submitted(task)
+            self._enqueue_plain(task)
+
+    def _stream_dropped(self, stream: Any) -> None:
+        """Any thread."""
+        task = stream.source
+        if task is not None:
+            self._reactor.post(partial(self.cancel, task, True, True))
+
+    def tell_taken(self, found: Any, count: int) -> None:
+        """The consumer of a stream has come so far."""
+        task = found()
+        if task is not None and task.state == ASSIGNED:
+            peer = task.runner.worker
+            if peer.link.is_open:
+                peer.link.queue(frame(frames.TAKEN, number=task.sequence, aux=count))
+                self._owner.lender.send_soon(peer)
+
+    def _enqueue_plain(self, task: Task) -> None:
+        if task.group.is_terminating or task.group.core.is_broken:
+            task.group.refuse(task)
+        else:
+            task.group.core.submitted(task)
+
+    def _keep_back(self, peer: Peer, task: Task) -> None:
+        """The youngest task of each worker is kept from others for a moment: mostly the worker waits for it next, and
+        then it is the one to do it. Else each level of a recursion would take a worker of its own."""
+        self._let_go(peer)
+        self._kept_back[peer] = task
+        self._reactor.call_later(limits.KEPT_BACK_SECONDS, partial(self._let_go, peer, task))
+
+    def _let_go(self, peer: Peer, only: Task | None = None) -> None:
+        task = self._kept_back.get(peer)
+        if task is not None and (only is None or task is only):
+            del self._kept_back[peer]
+            if task.state == PENDING:
+                self._enqueue_plain(task)
 
     def _on_create_actor(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
         said = marshal.loads(body)
@@ -277,9 +361,30 @@ class Clerk:
         if self._owner.actors.create(actor, self._owner.slots.hello(), peer.functions[said[1]], call) is None:
             peer.holdings.settle(actor.id, 1)
 
-    def apply_options(self, task: Task, options: Any) -> None:
-        if options:
-            task.max_retries = options.get("max_retries")
+    def _running(self, peer: Peer) -> Task | None:
+        """The task that runs on a worker, if it is known."""
+        running = peer.words[control_page.RUNNING]
+        return next((task for task in peer.lane.inflight if task.sequence == running), None)
+
+    def cancel(self, task: Task, force: bool, is_recursive: bool) -> None:
+        """Nobody wants its result; `is_recursive`: nor those of the tasks that it has submitted."""
+        if is_recursive:
+            for child in self._children_of(task):
+                self.cancel(child, force, True)
+        if not self.cancel_waiting(task):
+            self._owner.canceller.drop_one(task, frames.CANCELLED, force)
+
+    def _children_of(self, task: Task) -> list[Task]:
+        """Those that have not ended."""
+        found = []
+        for group in self._owner.groups:
+            core = group.core
+            for place in (core.ready, core.away, *(lane.inflight for lane in core.lanes)):
+                for child in place:
+                    if child.parent is not None and child.parent() is task and child.state != FINISHED:
+                        found.append(child)
+        found += [child for child in self._kept_back.values() if child.parent is not None and child.parent() is task]
+        return found
 
     def entry_of(self, peer: Peer, object_id: int) -> Entry:
         """What the worker refers to by this number. One that nobody handed to it may be gone."""
@@ -351,6 +456,7 @@ class Clerk:
 
     def _on_want(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
         object_ids, enough, has_values, is_main, may_help = marshal.loads(body)
+        self._let_go(peer)
         entries = [self.entry_of(peer, object_id) for object_id in object_ids]
         want = PeerWant(self, peer, number, entries, enough, has_values, is_main, may_help)
         peer.wants[number] = want
@@ -418,6 +524,7 @@ class Clerk:
             want.is_main = False  # its lane is gone
             self._end_want(want)
         peer.backlog.clear()
+        self._let_go(peer)
         peer.holdings.clear()
         for record in peer.functions.values():
             self._callables.release(record)
@@ -453,5 +560,3 @@ class Clerk:
         while backlog and backlog[0][0] is not None:
             found, do = backlog.popleft()
             do(found)
-
-

@@ -164,7 +164,7 @@ class DirectCall:
                     kind == frames.RESULT
                     and length == len(data) - HEADER_BYTES
                     and number == self.task.sequence
-                    and not status & frames.STORED
+                    and not status & (frames.STORED | frames.HAS_REFERENCES)
                 ):
                     self.task.profile.add(duration)
                     payload = data[HEADER_BYTES:]

@@ -34,6 +34,7 @@ class Entry:
 
     __slots__ = (
         "__weakref__",
+        "call",
         "contained",
         "dependents",
         "id",
@@ -53,31 +54,39 @@ class Entry:
         self.locks: Any = ()  # of threads that wait
         self.dependents: Any = ()  # called when it is there
         self.source: Any = None  # the task that makes it, until it has ended
+        self.call: Any = None  # a direct call (see node.direct) whose answer nobody has read yet
 
     def deliver(self, index: int, status: int, payload: Any) -> None:
         """It is there, or never will be. Also the interface of a task's sink."""
+        self.settle(status, payload)
+        if self.dependents:
+            self.tell()
+
+    def settle(self, status: int, payload: Any) -> None:
+        """Any thread: the same, without telling those that are called on the reactor thread: post `tell` if there are
+        any by now. (Who comes later tells itself.)"""
         if self.status != PENDING:
             return  # cancelled, or the task ran again
-        self.source = None
+        self.source = self.call = None
         self.payload = payload
         self.status = status
         locks = self.locks
         while locks:
             locks.pop().release()
-        dependents = self.dependents
-        if dependents:
-            self.dependents = ()
-            for function in dependents:
-                function(self)
+
+    def tell(self) -> None:
+        dependents, self.dependents = self.dependents, ()
+        for function in dependents:
+            function(self)
 
     def when_there(self, function: Callable[[Entry], None]) -> None:
         """Call it with the entry; at once if it is there."""
-        if self.status != PENDING:
-            function(self)
-        elif self.dependents == ():
+        if self.dependents == ():
             self.dependents = [function]
         else:
             self.dependents.append(function)
+        if self.status != PENDING:
+            self.tell()
 
     def no_longer(self, function: Callable[[Entry], None]) -> None:
         """Whoever waits for many things has seen enough."""
@@ -279,3 +288,18 @@ class Stream:
                 entry.deliver(0, status, payload)
         else:
             self._end = (frames.OK, None)
+
+
+class StreamHold:
+    """A stream whose consumer is in a worker: as long as the worker holds this, somebody may take more of it."""
+
+    __slots__ = ("__weakref__", "id", "on_dropped", "stream")
+
+    def __init__(self, stream_id: int, new_id: Callable[[], int]) -> None:
+        self.id = stream_id
+        self.stream = Stream(new_id)
+        self.on_dropped: Callable[[Stream], None] | None = None
+
+    def __del__(self) -> None:
+        if self.on_dropped is not None:
+            self.on_dropped(self.stream)

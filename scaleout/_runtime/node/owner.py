@@ -87,8 +87,9 @@ class Owner:
             receiver.on_data,
             self._carry_out,
             self._end_if_over,
-            self.clerk.peer_died,
+            self._worker_gone,
         )
+        self._supervisor.environment_of = self._environment_of
         self.lender = Lender(self.reactor, self.keeper, receiver, self._supervisor)
         self.canceller = Canceller(self.reactor, self.keeper)
         self._memory_watch = MemoryWatch(self.reactor, self.keeper, self.groups)
@@ -130,6 +131,8 @@ class Owner:
             group = item.group
             if group.is_terminating or group.core.is_broken:
                 group.refuse(item)
+            elif group.core.has_priorities:
+                group.core.submitted(item)
             else:
                 group.core.ready.append(item)
         else:
@@ -214,6 +217,14 @@ class Owner:
         for task in tasks:
             if task.stored is not None:
                 self.objects.drop(task.stored)
+
+    def _environment_of(self, peer: Peer, group: WorkerGroup) -> dict[str, str]:
+        return {} if self.slots is None else self.slots.environment_of(peer, group)
+
+    def _worker_gone(self, peer: Peer) -> None:
+        self.clerk.peer_died(peer)
+        if self.slots is not None:
+            self.slots.worker_gone(peer)
 
     def _help(self, group: WorkerGroup, lane: Any, task: Task) -> None:
         peer: Peer = lane.worker

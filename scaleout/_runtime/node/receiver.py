@@ -69,6 +69,8 @@ class Receiver:
             if kind == RESULT:
                 task = core.finished(lane, number, aux)
                 if task is not None:
+                    if task.submitted_ns:
+                        self._clerk.note(task, aux, peer.pid, flag & STATUS_MASK)
                     payload: Any = data[start:following]
                     if flag:
                         payload = self._unusual(peer, flag, payload, task.sink)

@@ -4,27 +4,45 @@ node's resources among them and the actors. What each may have is `core.resource
 from __future__ import annotations
 
 import threading
-from functools import partial
 
 from scaleout._runtime.core.dispatch import Group
-from scaleout._runtime.core.resources import Resources
+from scaleout._runtime.core.resources import MILLI, Devices, Resources
 from scaleout._runtime.node.group import WorkerGroup
 from scaleout._runtime.pickling.namespace import main_info
 from scaleout._runtime.process import identity
+from scaleout.errors import InfeasibleError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.core.resources import Shape
     from scaleout._runtime.node.owner import Owner
+    from scaleout._runtime.node.peer import Peer
+
+
+GPU = "GPU"
+
+
+def described(shape: Iterable[tuple[str, int]]) -> str:
+    """
+    >>> described((("CPU", 500), ("GPU", 2000)))
+    '0.5 CPU, 2 GPU'
+    """
+    return ", ".join(f"{amount / MILLI:g} {name}" for name, amount in shape) or "nothing"
+
+
+def _has_gpus(shape: Shape) -> bool:
+    return any(name == GPU for name, _ in shape)
 
 
 class Slots:
     """See the module's docstring."""
 
-    def __init__(self, settings: Settings, owner: Owner, total: dict[str, int]) -> None:
+    def __init__(self, settings: Settings, owner: Owner, total: dict[str, int], gpu_names: list[str]) -> None:
+        self.gpu_names = gpu_names
         self._settings = settings
         self._owner = owner
         self.resources = Resources(total)
@@ -32,11 +50,13 @@ class Slots:
         self._groups: dict[Shape, WorkerGroup] = {}
         self.actors: list[Any] = []  # groups of actors that hold resources, or wait for some
         self.is_closed = False
+        self.devices = Devices(total.get(GPU, 0) // MILLI)
 
     def group_of(self, shape: Shape) -> WorkerGroup:
         """Any thread: where tasks of this shape run."""
         group = self._groups.get(shape)
         if group is None:
+            self.check(shape)
             with self._lock:
                 group = self._groups.get(shape)
                 if group is None:
@@ -47,12 +67,19 @@ class Slots:
         """On the reactor thread: where a worker's task runs."""
         return self.group_of(options["shape"])
 
+    def check(self, shape: Shape) -> None:
+        """Any thread: InfeasibleError for more than there is."""
+        if not self.resources.can_ever_fit(shape):
+            raise InfeasibleError(
+                f"{described(shape)} asked for, and there is no more than {described(self.resources.total.items())}"
+            )
+
     def _new_group(self, shape: Shape) -> WorkerGroup:
         settings = self._settings
         is_first = not self._groups
         core = Group(
             self.resources.shares([(shape, 0, settings.num_cpus)])[0] if is_first else 0,
-            tasks_per_worker=None,
+            tasks_per_worker=1 if _has_gpus(shape) else None,  # CUDA keeps the devices that a process has begun with
             max_retries=settings.max_retries,
             cpus=settings.num_cpus,
             prefetch_tasks=settings.prefetch,
@@ -74,6 +101,17 @@ class Slots:
             "reducers": None,
             "collects": True,
         }
+
+    def environment_of(self, peer: Peer, group: WorkerGroup) -> dict[str, str]:
+        """On the reactor thread: what a worker has in its environment on top, before anything of the user's runs."""
+        amount = dict(group.shape).get(GPU, 0)
+        if not amount:
+            return {}
+        taken = self.devices.take(peer.worker_id, amount)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpu_names[number] for number in taken)}
+
+    def worker_gone(self, peer: Peer) -> None:
+        self.devices.give_back(peer.worker_id)
 
     @property
     def is_shared(self) -> bool:
@@ -101,8 +139,7 @@ class Slots:
                 used[name] += amount * group.core.demand[0]
         return used
 
-    def close(self) -> None:
-        """Any thread: nothing more will come, and nobody wants what is under way."""
+    def close(self) -> list[WorkerGroup]:
+        """Any thread: nothing more will come; the groups, to be terminated."""
         self.is_closed = True
-        for group in list(self._groups.values()):
-            self._owner.reactor.post(partial(self._owner.terminate_group, group))
+        return list(self._groups.values())

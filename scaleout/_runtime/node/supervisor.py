@@ -61,6 +61,7 @@ class Supervisor:
         self._on_gone = on_gone
         self._on_death = on_death
         self._pages = control_page.ControlPages()
+        self.environment_of: Callable[[Peer, WorkerGroup], dict[str, str]] = lambda peer, group: {}
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -106,6 +107,9 @@ class Supervisor:
 
     def _greet(self, group: WorkerGroup, peer: Peer) -> None:
         info = {**group.hello, "page": peer.page[1], "number": peer.number}
+        environment = self.environment_of(peer, group)
+        if environment:
+            info["environment"] = {**(info["environment"] or {}), **environment}
         peer.link.queue(frame(frames.HELLO, marshal.dumps(info)), peer.page[0])
         tracker_fd = identity.resource_tracker_fd()
         if tracker_fd >= 0:

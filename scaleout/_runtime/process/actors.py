@@ -1,7 +1,7 @@
 """Actors in their workers: the calls of a plain one run in the main thread, like tasks; here is what the others need.
 
-    threads   the main thread reads, decodes in order, and hands each call to a pool of threads
-    async     the main thread runs an event loop, which also reads; each call of an `async def` method is a task of it
+threads   the main thread reads, decodes in order, and hands each call to a pool of threads
+async     the main thread runs an event loop, which also reads; each call of an `async def` method is a task of it
 """
 
 from __future__ import annotations

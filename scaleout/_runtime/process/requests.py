@@ -39,14 +39,15 @@ AT_ONCE = frozenset({frames.SEGMENT, frames.TRACKER, frames.LOOSE_FD, frames.FRE
 class Want:
     """One question to the owner, or the main loop's wait for work. `ready`: the answer."""
 
-    __slots__ = ("is_main", "lock", "number", "ready", "values")
+    __slots__ = ("is_answered", "is_main", "lock", "number", "ready", "values")
 
     def __init__(self, number: int, is_main: bool) -> None:
         self.number = number
         self.is_main = is_main
         self.lock = allocate_lock()
         self.lock.acquire()
-        self.ready: list[int] | None = None
+        self.is_answered = False
+        self.ready: Any = None
         self.values: dict[int, tuple[int, bytes]] = {}
 
     def wake(self) -> None:
@@ -100,9 +101,7 @@ class Requests:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def want(
-        self, object_ids: Sequence[int], enough: int, with_values: bool, deadline: float | None
-    ) -> Want | None:
+    def want(self, object_ids: Sequence[int], enough: int, with_values: bool, deadline: float | None) -> Want | None:
         """Wait until `enough` of the objects are there. None: the deadline came first."""
         worker = self._worker
         is_main = get_ident() == self._main and worker.nesting > 0
@@ -115,7 +114,7 @@ class Requests:
             self._return_queued()
         self.send(frame(frames.WANT, marshal.dumps(question), number=want.number))
         try:
-            while want.ready is None:
+            while not want.is_answered:
                 if not self._wait(want, deadline):
                     self.send(frame(frames.UNWANT, number=want.number))
                     return None
@@ -132,7 +131,7 @@ class Requests:
         self._wants[want.number] = want
         try:
             self.send(frame(frames.REQUEST, marshal.dumps(question), number=want.number))
-            while want.ready is None:
+            while not want.is_answered:
                 self._wait(want, deadline)
         finally:
             del self._wants[want.number]
@@ -166,7 +165,7 @@ class Requests:
             return False
         if self._leading.acquire(False):
             try:
-                if want.ready is None and not (want.is_main and self._help):
+                if not want.is_answered and not (want.is_main and self._help):
                     self._read(left)
             finally:
                 self._leading.release()
@@ -190,7 +189,7 @@ class Requests:
     def _wake_next(self, leaving: Want) -> None:
         """Somebody must read, if anybody waits."""
         for want in list(self._wants.values()):
-            if want is not leaving and want.ready is None:
+            if want is not leaving and not want.is_answered:
                 want.wake()
                 return
 
@@ -229,6 +228,7 @@ class Requests:
             want = self._wants.get(number)
             if want is not None:
                 want.ready = marshal.loads(body)
+                want.is_answered = True
                 want.wake()
         elif kind == frames.TAKEN:
             self._taken[number] = aux
@@ -280,4 +280,3 @@ def _has_stack_room() -> bool:
 
 def with_deadline(timeout_s: float | None) -> float | None:
     return None if timeout_s is None else time.monotonic() + timeout_s
-

@@ -460,9 +460,7 @@ class Worker:
         return self.packed(result)
 
     def failed(self, error: BaseException) -> tuple[int, bytes]:
-        return self.encode_failure(
-            frames.TASK_EXITED if isinstance(error, SystemExit) else frames.TASK_RAISED, error
-        )
+        return self.encode_failure(frames.TASK_EXITED if isinstance(error, SystemExit) else frames.TASK_RAISED, error)
 
     def packed(self, result: Any) -> tuple[int, bytes]:
         try:

@@ -107,6 +107,7 @@ CANCELLED = 24
 STREAM_ENDED = 25
 ACTOR_DIED = 26
 LOST = 27
+INFEASIBLE = 28
 
 
 def frame(kind: int, body: bytes = b"", *, flag: int = 0, aux: int = 0, number: int = 0) -> bytes:

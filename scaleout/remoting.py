@@ -20,6 +20,7 @@ TASK_OPTIONS = (
     "num_cpus",
     "num_gpus",
     "num_returns",
+    "priority",
     "resources",
     "retry_exceptions",
     "timeout_s",

@@ -1,0 +1,59 @@
+"""What a streaming task gives at once, in whatever process."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from scaleout._runtime.base.references import ObjectRef
+
+
+class StreamOfRefs:
+    """What a streaming task gives at once: an iterator over references, each as soon as the task has yielded it.
+
+    Also an asynchronous iterator. If it is dropped before its end, the task is cancelled.
+    """
+
+    def __init__(self, client: Any, stream: Any) -> None:
+        self._client = client
+        self._stream = stream
+        self._position = 0
+        self._is_over = False
+
+    def __iter__(self) -> StreamOfRefs:
+        return self
+
+    def __next__(self) -> ObjectRef:
+        if self._is_over:
+            raise StopIteration
+        ref = self._client.next_of_stream(self._stream, self._position, None)
+        if ref is None:
+            self._is_over = True
+            raise StopIteration
+        self._position += 1
+        return ref  # type: ignore[no-any-return]
+
+    def __aiter__(self) -> StreamOfRefs:
+        return self
+
+    async def __anext__(self) -> ObjectRef:
+        import asyncio
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, self._next_or_none)
+        except LookupError:
+            raise StopAsyncIteration from None
+
+    def _next_or_none(self) -> ObjectRef:
+        try:
+            return next(self)
+        except StopIteration:
+            raise LookupError from None
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a stream of references cannot be pickled; pass the references that it gives")
+
+    def __del__(self) -> None:
+        if not self._is_over:
+            self._client.drop_stream(self._stream)
