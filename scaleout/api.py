@@ -44,7 +44,7 @@ def put(value: Any) -> ObjectRef:
     """
     if isinstance(value, ObjectRef):
         raise TypeError("put takes a value, not a reference: the object of a reference is stored already")
-    return session.default_client().put(value)  # type: ignore[no-any-return]
+    return session.default_client().put(value)
 
 
 def get(refs: Any, timeout: float | None = None) -> Any:

@@ -52,7 +52,7 @@ class RemoteFunction:
         raise TypeError(f"a remote function is not called directly: use {self._function.__name__}.remote(...)")
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the function in a worker: a reference to the result; with `num_returns`, a list of them, or an iterator."""
+        """Run the function in a worker: a reference to the result; several or an iterator, as `num_returns` says."""
         client = session.default_client()
         if self._client is not client:
             self._record = client.prepare(self._function)

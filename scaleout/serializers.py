@@ -32,7 +32,7 @@ def register_serializer(cls: type, *, serializer: Callable[[Any], Any], deserial
     def reduce(instance: Any) -> Any:
         return _rebuilt, (cls, serializer, deserializer, serializer(instance))
 
-    copyreg.pickle(cls, reduce)  # type: ignore[arg-type]
+    copyreg.pickle(cls, reduce)
 
 
 def deregister_serializer(cls: type) -> None:

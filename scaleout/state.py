@@ -16,20 +16,20 @@ __all__ = ["list_actors", "list_nodes", "list_objects", "list_tasks", "timeline"
 def list_tasks() -> list[dict[str, Any]]:
     """The tasks and actor calls that have not ended, and the last 10 000 that have; the youngest last.
 
-    Each has `name`, `id`, `state` (WAITING for values, PENDING, RUNNING, FINISHED, FAILED, CANCELLED), `type`, and if it
-    has ended `duration_s` and `pid`. Only in the driver.
+    Each has `name`, `id`, `state` (WAITING for values, PENDING, RUNNING, FINISHED, FAILED, CANCELLED), `type`, and if
+    it has ended `duration_s` and `pid`. Only in the driver.
     """
-    return session.default_client().list_tasks()  # type: ignore[no-any-return]
+    return session.default_client().list_tasks()
 
 
 def list_actors() -> list[dict[str, Any]]:
     """The actors that somebody holds a handle to: `id`, `class_name`, `name`, `state`, `pid`, `restarts`, `death`."""
-    return session.default_client().list_actors()  # type: ignore[no-any-return]
+    return session.default_client().list_actors()
 
 
 def list_objects() -> list[dict[str, Any]]:
     """The objects that are alive: `id`, `state`, `size_bytes`, whether they lie in shared memory (`is_stored`)."""
-    return session.default_client().list_objects()  # type: ignore[no-any-return]
+    return session.default_client().list_objects()
 
 
 def list_nodes() -> list[dict[str, Any]]:
@@ -48,4 +48,4 @@ def list_nodes() -> list[dict[str, Any]]:
 
 def timeline(path: str) -> int:
     """Write what tasks did lately to `path`, as a trace that Perfetto and chrome://tracing show; how many spans."""
-    return session.default_client().write_trace(path)  # type: ignore[no-any-return]
+    return session.default_client().write_trace(path)

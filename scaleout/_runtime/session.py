@@ -24,7 +24,7 @@ import threading
 
 from scaleout._runtime.base import context, references
 from scaleout._runtime.base.limits import ACTOR_WINDOW_TASKS, EAGER_ITEMS, ENDLESS_RETRIES, FEED_TASKS, STREAM_AHEAD
-from scaleout._runtime.base.settings import Settings, usable_memory_bytes
+from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.exceptions import Exceptions
 from scaleout._runtime.client.graph import Options
 from scaleout._runtime.client.outcomes import Failure, outcome
@@ -205,14 +205,8 @@ def _new_client(resources: dict[str, float]) -> Any:
         return WorkerClient(context.current.worker)
     from scaleout._runtime.client.tasks import OwnerClient
 
-    from scaleout._runtime.base.devices import gpu_names
-
     session = default_session()
-    names = gpu_names()
-    units = {"CPU": session.settings.num_cpus, "GPU": len(names), "memory": usable_memory_bytes(), **resources}
-    names += [str(number) for number in range(len(names), int(units["GPU"]))]
-    total = {name: round(amount * 1000) for name, amount in units.items()}
-    return OwnerClient(session, session.open_tasks(total, names))
+    return OwnerClient(session, session.open_tasks(resources))
 
 
 def init_client(resources: dict[str, float], store_bytes: int | None, namespace: str) -> None:

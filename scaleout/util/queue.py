@@ -41,7 +41,7 @@ class Queue:
 
     def qsize(self) -> int:
         """How many items are in it."""
-        return api.get(self.actor.qsize.remote())  # type: ignore[no-any-return]
+        return api.get(self.actor.qsize.remote())
 
     def empty(self) -> bool:
         return self.qsize() == 0
@@ -92,7 +92,7 @@ class Queue:
         found = api.get(self.actor.get_batch.remote(num_items))
         if found is None:
             raise Empty(f"there are fewer than {num_items} items")
-        return found  # type: ignore[no-any-return]
+        return found
 
     def shutdown(self, force: bool = False, grace_period_s: float = 5) -> None:
         """End the queue; what is in it is lost. With `force`, also what is under way."""
@@ -126,7 +126,7 @@ class _QueueActor:
         self._queue: Any = asyncio.Queue(maxsize)
 
     async def qsize(self) -> int:
-        return self._queue.qsize()  # type: ignore[no-any-return]
+        return self._queue.qsize()
 
     async def put(self, item: Any, limit_s: float | None) -> bool:
         import asyncio

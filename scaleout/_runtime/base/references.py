@@ -189,7 +189,7 @@ def need_client() -> Any:
 
 def find_reference(object_id: int) -> ObjectRef:
     """What a pickled reference becomes."""
-    return need_client().reference_of(object_id)  # type: ignore[no-any-return]
+    return need_client().reference_of(object_id)
 
 
 class Dependency:

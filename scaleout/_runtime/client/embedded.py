@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     Limits = tuple[float | None, int | None]  # timeout_s from the start of the call, max_retries; None: the group's
 
 
+ONE_CPU = (("CPU", 1000),)
+"""The shape of a task that asks for nothing in particular."""
+
+
 class EmbeddedSession:
     """One process's connection to the runtime inside it."""
 
@@ -140,22 +144,19 @@ class EmbeddedSession:
                 host = None
             owner = Owner(self.settings, self.encoder, self.book, host, self._worker_ids)
             owner.on_idle = partial(self._owner_idle, owner)
+            owner.clerk.on_first = preload_client
             owner.start()
             self._owner = owner
         return self._owner
 
-    def open_tasks(self, resources: dict[str, int], gpu_names: list[str]) -> Owner:
-        """The owner, with a place for tasks: workers for them start with the first one, and stay until `close_tasks`."""
-        from scaleout._runtime.node.slots import Slots
-
+    def open_tasks(self, amounts: dict[str, float] | None = None) -> Owner:
+        """The owner, with a place for tasks, from now until that is closed. `amounts` of resources, in units, go before
+        what this machine has."""
         with self._lock:
             owner = self._need_owner()
-            if owner.slots is None or owner.slots.is_closed:
-                owner.slots = Slots(self.settings, owner, resources, gpu_names)
-                owner.clerk.group_of = owner.slots.group_for
-                owner.clerk.on_first = preload_client
-                if resources["CPU"] >= 1000:
-                    owner.slots.group_of((("CPU", 1000),))
+            slots = owner.need_slots(amounts or {})
+            if slots.resources.can_ever_fit(ONE_CPU):
+                slots.group_of(ONE_CPU)  # so that the owner stays
             return owner
 
     def _owner_idle(self, owner: Owner) -> bool:

@@ -32,7 +32,7 @@ class StreamOfRefs:
             self._is_over = True
             raise StopIteration
         self._position += 1
-        return ref  # type: ignore[no-any-return]
+        return ref
 
     def __aiter__(self) -> StreamOfRefs:
         return self

@@ -18,8 +18,8 @@ from scaleout._runtime.client.streams import StreamOfRefs
 from scaleout._runtime.core.mailbox import STATE_NAMES
 from scaleout._runtime.core.tasks import FINISHED, Task
 from scaleout._runtime.node.actors import ActorRecord
-from scaleout._runtime.node.direct import DirectCall
 from scaleout._runtime.node.canceller import is_running
+from scaleout._runtime.node.direct import DirectCall
 from scaleout._runtime.node.history import now_ns, state_of, write_trace
 from scaleout._runtime.node.ledger import PENDING, Entry, Envelope, SeveralResults, Stream
 from scaleout._runtime.node.objects import inline_payload

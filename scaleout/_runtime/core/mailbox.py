@@ -454,7 +454,7 @@ class Mailbox:
     def _choose(self, room: int) -> list[Task]:
         """The calls that may go, where some wait for values: those of callers that none of theirs holds back."""
         held_back = set()
-        chosen = []
+        chosen: list[Task] = []
         left: deque[Task] = deque()
         for task in self.ready:
             caller = task.envelope.caller if task.envelope is not None else 0

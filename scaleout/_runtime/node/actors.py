@@ -101,7 +101,7 @@ class Actors:
             window=options["window"],
             is_concurrent=options["of_worker"]["concurrency"] > 1,
         )
-        group = WorkerGroup(core, {**hello, "actor": options["of_worker"]}, owner.objects)  # type: ignore[arg-type]
+        group = WorkerGroup(core, {**hello, "actor": options["of_worker"]}, owner.objects)
         creation.group = group
         group.keeps_order = True
         group.shape = options["shape"]

@@ -358,7 +358,8 @@ class Clerk:
     ) -> None:
         how = frames.CREATE | (frames.STORED if extents is not None else 0)
         call = (how, said[2], needs, extents, envelope)
-        if self._owner.actors.create(actor, self._owner.slots.hello(), peer.functions[said[1]], call) is None:
+        hello = self._owner.need_slots().hello()
+        if self._owner.actors.create(actor, hello, peer.functions[said[1]], call) is None:
             peer.holdings.settle(actor.id, 1)
 
     def _running(self, peer: Peer) -> Task | None:
@@ -386,7 +387,7 @@ class Clerk:
         found += [child for child in self._kept_back.values() if child.parent is not None and child.parent() is task]
         return found
 
-    def entry_of(self, peer: Peer, object_id: int) -> Entry:
+    def entry_of(self, peer: Peer, object_id: int) -> Any:
         """What the worker refers to by this number. One that nobody handed to it may be gone."""
         entry = peer.holdings.find(object_id)
         if entry is None:
@@ -405,9 +406,9 @@ class Clerk:
         entry.contained, payload = self.value_of(peer, flag, body)
         entry.deliver(0, frames.OK, payload)
 
-    def value_of(self, peer: Peer, flag: int, body: bytes) -> tuple[tuple[Entry, ...], Any]:
+    def value_of(self, peer: Peer, flag: int, body: bytes) -> tuple[tuple[Any, ...], Any]:
         """(what it refers to, payload) of a value that a worker sends."""
-        contained: tuple[Entry, ...] = ()
+        contained: tuple[Any, ...] = ()
         payload: Any = body
         if flag & frames.HAS_REFERENCES:
             payload, references = marshal.loads(body)
@@ -488,8 +489,8 @@ class Clerk:
 
     def has_helped(self, peer: Peer, entry: Entry) -> bool:
         """Whether the worker has made this object itself, while it waited for it."""
-        made = self.helping.get(peer, ())
-        if entry.id not in made:
+        made = self.helping.get(peer)
+        if not made or entry.id not in made:
             return False
         made.remove(entry.id)
         return True

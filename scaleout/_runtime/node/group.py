@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from scaleout._runtime.core.dispatch import Group
+    from scaleout._runtime.core.mailbox import Mailbox
     from scaleout._runtime.core.tasks import Task
     from scaleout._runtime.node.objects import ObjectTable
     from scaleout._runtime.node.peer import Peer
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 class WorkerGroup:
     """The core's dispatcher and the addressees of its effects. The interface that shims see of it: `session`."""
 
-    def __init__(self, core: Group, hello: dict[str, Any], objects: ObjectTable) -> None:
-        self.core = core
+    def __init__(self, core: Group | Mailbox, hello: dict[str, Any], objects: ObjectTable) -> None:
+        self.core: Any = core  # a Mailbox if it is an actor's
         self.initializer: Any = None  # queues the INITIALIZE frames of one worker
         self.hello = hello
         self.numbers = itertools.count(1)

@@ -50,7 +50,7 @@ class Entry:
         self.id = object_id
         self.status = PENDING
         self.payload: Any = None
-        self.contained: tuple[Entry, ...] = ()  # what its value refers to
+        self.contained: tuple[Any, ...] = ()  # what its value refers to: entries, records of actors
         self.locks: Any = ()  # of threads that wait
         self.dependents: Any = ()  # called when it is there
         self.source: Any = None  # the task that makes it, until it has ended
@@ -136,7 +136,7 @@ class Envelope:
     __slots__ = ("caller", "dependencies", "references", "returns", "waiting")
 
     def __init__(
-        self, dependencies: tuple[Entry, ...], references: tuple[Entry, ...], returns: int = 1, caller: int = 0
+        self, dependencies: tuple[Entry, ...], references: tuple[Any, ...], returns: int = 1, caller: int = 0
     ) -> None:
         self.dependencies = dependencies
         self.references = references
@@ -163,7 +163,7 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def hand_over(self, entries: Iterable[Entry]) -> list[int]:
+    def hand_over(self, entries: Iterable[Any]) -> list[int]:
         """A message that says so is about to be sent; their numbers, for it."""
         held = self._entries
         ids = []
@@ -176,7 +176,8 @@ class Holdings:
             ids.append(entry.id)
         return ids
 
-    def find(self, object_id: int) -> Entry | None:
+    def find(self, object_id: int) -> Any:
+        """An entry, an actor's record, or a stream; None if the worker was not handed it."""
         found = self._entries.get(object_id)
         return None if found is None else found[0]
 
@@ -188,11 +189,9 @@ class Holdings:
             if found[1] <= 0:
                 del self._entries[object_id]
 
-    def clear(self) -> list[Entry]:
+    def clear(self) -> None:
         """The worker is dead."""
-        entries = [entry for entry, _ in self._entries.values()]
         self._entries.clear()
-        return entries
 
 
 class SeveralResults:
@@ -282,10 +281,10 @@ class Stream:
                     status = frames.OK  # told once; what follows is the end
         if status != frames.OK:  # nobody waits: the next one who comes is told
             self._end = None
-            entry = self._entry_at(self._made)
+            last = self._entry_at(self._made)
             self._end = (frames.OK, None)
-            if entry is not None:
-                entry.deliver(0, status, payload)
+            if last is not None:
+                last.deliver(0, status, payload)
         else:
             self._end = (frames.OK, None)
 

@@ -65,6 +65,7 @@ class Owner:
         host: Host | None,
         worker_ids: itertools.count[int],
     ) -> None:
+        self._settings = settings
         self.groups: list[WorkerGroup] = []
         self.opening = 0  # groups announced, not yet here
         self.on_idle: Callable[[], bool] = lambda: False
@@ -76,6 +77,7 @@ class Owner:
         self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.callbacks, self)
         self.actors = Actors(self)
         self.clerk.answers = Answers(self)
+        self.clerk.group_of = lambda options: self.need_slots().group_of(options["shape"])
         self.slots: Slots | None = None  # once there are tasks
         receiver = Receiver(self.reactor, self.keeper, self.objects, self.callables, self.callbacks, self.clerk)
         self._supervisor = Supervisor(
@@ -217,6 +219,15 @@ class Owner:
         for task in tasks:
             if task.stored is not None:
                 self.objects.drop(task.stored)
+
+    def need_slots(self, amounts: dict[str, float] | None = None) -> Slots:
+        """What shares this machine's resources among tasks. From the session under its lock, or, if a worker is the
+        first to submit something, on the reactor thread."""
+        if self.slots is None or self.slots.is_closed:
+            from scaleout._runtime.node.slots import Slots, resources_here
+
+            self.slots = Slots(self._settings, self, *resources_here(self._settings, amounts or {}))
+        return self.slots
 
     def _environment_of(self, peer: Peer, group: WorkerGroup) -> dict[str, str]:
         return {} if self.slots is None else self.slots.environment_of(peer, group)

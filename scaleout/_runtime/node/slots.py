@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import threading
 
+from scaleout._runtime.base.devices import gpu_names
+from scaleout._runtime.base.settings import usable_memory_bytes
 from scaleout._runtime.core.dispatch import Group
 from scaleout._runtime.core.resources import MILLI, Devices, Resources
 from scaleout._runtime.node.group import WorkerGroup
@@ -38,6 +40,14 @@ def _has_gpus(shape: Shape) -> bool:
     return any(name == GPU for name, _ in shape)
 
 
+def resources_here(settings: Settings, amounts: dict[str, float]) -> tuple[dict[str, int], list[str]]:
+    """(what this machine has, or is said to have, in milli-units; what stands for each GPU in CUDA_VISIBLE_DEVICES)"""
+    names = gpu_names()
+    units = {"CPU": settings.num_cpus, GPU: len(names), "memory": usable_memory_bytes(), **amounts}
+    names += [str(number) for number in range(len(names), int(units[GPU]))]
+    return {name: round(amount * MILLI) for name, amount in units.items()}, names
+
+
 class Slots:
     """See the module's docstring."""
 
@@ -62,10 +72,6 @@ class Slots:
                 if group is None:
                     group = self._groups[shape] = self._new_group(shape)
         return group
-
-    def group_for(self, options: dict[str, Any]) -> WorkerGroup:
-        """On the reactor thread: where a worker's task runs."""
-        return self.group_of(options["shape"])
 
     def check(self, shape: Shape) -> None:
         """Any thread: InfeasibleError for more than there is."""

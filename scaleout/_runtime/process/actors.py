@@ -94,11 +94,15 @@ class AsyncActor:
         asyncio.set_event_loop(self._loop)
         self._slots = asyncio.Semaphore(self._concurrency)
         requests = self._worker.need_requests()
-        requests.on_work = lambda: self._loop.call_soon_threadsafe(self._work)
+        requests.on_work = self._wake
         self._loop.add_reader(self._worker.link.fileno(), self._read)
         self._loop.call_soon(self._work)
         self._loop.run_forever()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+
+    def _wake(self) -> None:
+        """Any thread."""
+        self._loop.call_soon_threadsafe(self._work)
 
     def _read(self) -> None:
         self._worker.need_requests().read_if_free()

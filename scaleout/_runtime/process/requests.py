@@ -28,6 +28,7 @@ from scaleout._runtime.wire.frames import frame
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import FrameType
     from typing import Any
 
     from scaleout._runtime.process.worker import Worker
@@ -271,12 +272,8 @@ class Requests:
 def _has_stack_room() -> bool:
     """Whether another task fits on this thread's stack, as deep as the interpreter lets it grow."""
     depth = 0
-    frame_ = sys._getframe()
+    frame_: FrameType | None = sys._getframe()
     while frame_ is not None:
         depth += 1
-        frame_ = frame_.f_back  # type: ignore[assignment]
+        frame_ = frame_.f_back
     return depth < sys.getrecursionlimit() // 2
-
-
-def with_deadline(timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else time.monotonic() + timeout_s

@@ -21,9 +21,9 @@ from collections import deque
 from functools import partial
 
 from scaleout._runtime.base import context, limits
+from scaleout._runtime.base.references import Collected, with_values
 from scaleout._runtime.process import actors, identity, initargs
 from scaleout._runtime.wire import control_page, frames
-from scaleout._runtime.base.references import Collected, with_values
 from scaleout._runtime.wire.control_page import (
     CLAIMED,
     IN_USER_CODE,
@@ -248,7 +248,8 @@ class Worker:
         try:
             result = CALL[how & frames.HOW_MASK](self, function, arguments, how)
             if returns != 1:
-                result = self.send_results(result, returns, sequence)
+                self.send_results(result, returns, sequence)
+                result = None
         except BaseException as error:
             self.interruptible = False
             del arguments
@@ -434,7 +435,8 @@ class Worker:
         try:
             result = actors.call_method(self, name, arguments, 0)
             if returns != 1:
-                result = self.send_results(result, returns, sequence)
+                self.send_results(result, returns, sequence)
+                result = None
         except BaseException as error:
             return self.failed(error)
         return self.packed(result)
@@ -454,7 +456,8 @@ class Worker:
                 if hasattr(result, "__await__"):
                     result = await result
                 if returns != 1:
-                    result = self.send_results(result, returns, sequence)
+                    self.send_results(result, returns, sequence)
+                    result = None
         except BaseException as error:
             return self.failed(error)
         return self.packed(result)
