@@ -6,7 +6,7 @@ import os
 
 
 def gpu_names() -> list[str]:
-    """What stands for each GPU in CUDA_VISIBLE_DEVICES: what stands there already, or the numbers of those there are."""
+    """What stands for each GPU in CUDA_VISIBLE_DEVICES: what stands there already, or the numbers of all there are."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]

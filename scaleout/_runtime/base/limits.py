@@ -67,13 +67,13 @@ NESTING_DEPTH = 5
 """Pools inside pools: deeper is a runaway recursion."""
 
 HELP_DEPTH = 16
-"""Tasks inside tasks that wait for them, in one worker: each takes some of the stack. What goes deeper gets a worker."""
+"""Tasks inside tasks that wait for them, in one worker: each takes some of the stack. Below that is another worker."""
 
 ACTOR_WINDOW_TASKS = 256
 """Calls that are sent to an actor before it has answered: what is sent need not be waited for."""
 
 KEPT_BACK_SECONDS = 0.0005
-"""How long the youngest task that a worker has submitted is kept from others: most wait for it next, and do it themselves."""
+"""How long the youngest task that a worker has submitted is kept from others: mostly it waits for it, and then does it."""
 
 ENDLESS_RETRIES = 1 << 30
 """What -1 means: more often than any worker dies."""

@@ -1,10 +1,10 @@
 """References to objects, as user code holds them, and how this process counts those that it was handed.
 
-A reference keeps its object alive by keeping a *hold*. In the process of the owner the hold is the owner's own entry for
-the object, so that Python's reference counts are the reference counts. In any other process it is a `Held`: one per
-object, shared by all references to it there. When the last of them dies, the owner is told how many *hand-overs* that
-settles: every message that hands a reference over counts one, on both sides, so a release and a hand-over that cross
-on their way cannot be confused.
+A reference keeps its object alive by keeping a *hold*. In the process of the owner the hold is the owner's own entry
+for the object, so that Python's reference counts are the reference counts. In any other process it is a `Held`: one
+per object, shared by all references to it there. When the last of them dies, the owner is told how many *hand-overs*
+that settles: every message that hands a reference over counts one, on both sides, so a release and a hand-over that
+cross on their way cannot be confused.
 
 A reference inside a value is found by the pickler asking it: whoever encodes a value collects them (`collecting`).
 One that is pickled by somebody else is not counted; it works as long as the object lives, and says so when it does not.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 client: Any = None
-"""What this process submits tasks by: see `session.default_client`. None before the first use of a task, actor or object."""
+"""What this process submits tasks by, see `session.default_client`; None before the first task, actor or object."""
 
 make_client: Callable[[], Any] = None  # type: ignore[assignment]  # set by `session`
 
@@ -193,7 +193,7 @@ def find_reference(object_id: int) -> ObjectRef:
 
 
 class Dependency:
-    """Stands in pickled arguments for a reference that is replaced by its value: the position among the dependencies."""
+    """Stands in pickled arguments for a reference that its value replaces: the position among the dependencies."""
 
     __slots__ = ("position",)
 

@@ -1,7 +1,4 @@
-"""Tasks and objects as a program submits and reads them: what both sessions, the owner's and a worker's, have in common.
-
-`arguments_of` prepares a call's arguments: top-level references become dependencies, others stay references.
-"""
+"""Calls as a program makes them: what the owner's client and a worker's have in common."""
 
 from __future__ import annotations
 

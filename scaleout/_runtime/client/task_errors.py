@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TaskExceptions(Exceptions):
-    """The classes of `scaleout.errors`; the task's own exceptions come as they are, the remote traceback as their cause."""
+    """The classes of `scaleout.errors`; the task's own exceptions come as they are, with the remote traceback as cause."""
 
     terminated = "the session ended before this task had a result"
     initializer_failed = "no worker could be started"

@@ -327,7 +327,7 @@ class Mailbox:
         self._die([])
 
     def killed(self, may_restart: bool) -> None:
-        """Somebody has decided so. Its worker is killed too; that is then the usual death if it may be started again."""
+        """Somebody has decided so. Its worker is killed too: the usual death, if it may be started again."""
         if may_restart:
             for lane in self.lanes:
                 self.effects.append(("kill_worker", lane))

@@ -1,7 +1,7 @@
 """The actors of an owner: who holds them, what they are called, and what is said when they are dead.
 
-A *record* lives as long as somebody holds a handle, exactly as an `Entry` does (see `ledger`); when the last one is gone,
-the actor ends after the calls that were made. A detached actor is held by its name.
+A *record* lives as long as somebody holds a handle, exactly as an `Entry` does (see `ledger`); when the last one is
+gone, the actor ends after the calls that were made. A detached actor is held by its name.
 """
 
 from __future__ import annotations

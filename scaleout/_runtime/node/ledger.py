@@ -1,8 +1,8 @@
 """The objects of an owner: results of tasks that are there or still to come, and values that were put.
 
 An *entry* lives as long as somebody needs the object, and that is exactly as long as Python keeps it: references in
-this process hold it, a worker that was handed references holds it through `Holdings`, a task holds what it depends on, an
-object what references its value contains. With the last of them it dies, and its ranges go back. So the reference
+this process hold it, a worker that was handed references holds it through `Holdings`, a task holds what it depends on,
+an object what references its value contains. With the last of them it dies, and its ranges go back. So the reference
 counts of the owner are Python's own; only what other processes hold is counted, by hand-overs (see
 `base.references`).
 

@@ -36,7 +36,8 @@ class Supervisor:
     """Starts workers, reads their links, and buries them.
 
     `receive(peer, data)` takes what is read. At a death, what the core wants done is carried out while the worker's
-    control page can still be read: `carry_out(group)`. Before that: `on_death(peer)`. When all is over: `on_gone(group)`.
+    control page can still be read: `carry_out(group)`; before that: `on_death(peer)`. When all is over:
+    `on_gone(group)`.
     """
 
     def __init__(

@@ -2,11 +2,12 @@
 
     a thread of the user's --frame--> owner --OBJECT, WAITED--> whoever reads the link --> that thread
 
-There is no thread for reading. Whoever waits reads, if nobody else does (the *leader*); the others wait until the leader
-has what they want, or leaves and makes one of them the next. The worker's main loop is one of them: it waits for tasks.
+There is no thread for reading. Whoever waits reads, if nobody else does (the *leader*); the others wait until the
+leader has what they want, or leaves and makes one of them the next. The worker's main loop is one of them: it waits for
+tasks.
 
-While the main thread waits inside a task, the owner may send it *help*: a task that it waits for, and that no worker has
-taken yet. It runs right there, inside the one that waits. All other tasks that were queued here go back.
+While the main thread waits inside a task, the owner may send it *help*: a task that it waits for, and that no worker
+has taken yet. It runs right there, inside the one that waits. All other tasks that were queued here go back.
 """
 
 from __future__ import annotations
