@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import arrays, calls, executors, joblib_calls, memory, startup, threads, throughput
+from benchmarks import arrays, calls, executors, joblib_calls, memory, microbenchmark, startup, threads, throughput
 from benchmarks.model import Experiment
 
 # Families keep their experiments together; the table ends with what is reported beyond the bars.
@@ -17,6 +17,7 @@ _ALL = (
     *arrays.EXPERIMENTS,
     *memory.EXPERIMENTS,
     *threads.EXPERIMENTS,
+    *microbenchmark.EXPERIMENTS,
 )
 
 EXPERIMENTS: tuple[Experiment, ...] = (
