@@ -27,8 +27,11 @@ RUNTIME_LAYERS = [
     ("_runtime.core",),
     ("_runtime.base",),
 ]
+# The public functions and classes of the runtime itself are one room.
+FACE = "face"
+FACE_MODULES = ("actors", "api", "remoting", "serializers", "state", "util")
 # Above all layers. Each sees itself, `errors` and the seam, and nothing else.
-SHIMS = ("multiprocessing", "futures", "joblib_backend", "cli", "api", "remote")
+SHIMS = ("multiprocessing", "futures", "joblib_backend", "cli", FACE)
 SEAM = ("_runtime.session", "_runtime.refs")
 
 # What decides must not know the time, the network, other threads or chance; `now` and facts are handed in.
@@ -115,6 +118,8 @@ def _may_import(module: str, target: str) -> bool:
 
 
 def _shim_of(module: str) -> str | None:
+    if any(_is_in(module, room) for room in FACE_MODULES):
+        return FACE
     return next((shim for shim in SHIMS if _is_in(module, shim)), None)
 
 
