@@ -198,15 +198,19 @@ def default_client() -> Any:
     return client
 
 
-def _new_client(resources: dict[str, float]) -> Any:
+def _new_client(resources: dict[str, float], namespace: str = "") -> Any:
     if context.current is not None:
         from scaleout._runtime.client.borrower import WorkerClient
 
         return WorkerClient(context.current.worker)
+    session = default_session()
+    if session.settings.inline:
+        from scaleout._runtime.client.inline_tasks import InlineClient
+
+        return InlineClient(session.settings)
     from scaleout._runtime.client.tasks import OwnerClient
 
-    session = default_session()
-    return OwnerClient(session, session.open_tasks(resources))
+    return OwnerClient(session, session.open_tasks(resources), namespace)
 
 
 def init_client(resources: dict[str, float], store_bytes: int | None, namespace: str) -> None:
@@ -222,8 +226,7 @@ def init_client(resources: dict[str, float], store_bytes: int | None, namespace:
                         "object_store_memory cannot be set any more: there are pools or executors already"
                     )
                 _session = _open_session({"SCALEOUT_STORE_BYTES": str(store_bytes)})
-        references.client = _new_client(resources)
-        references.client.namespace = namespace
+        references.client = _new_client(resources, namespace)
 
 
 def close_client() -> None:
@@ -295,7 +298,7 @@ def actor_options(
     memory: float = 0,
     resources: dict[str, float] | None = None,
     name: str = "",
-    namespace: str = "",
+    namespace: str | None = None,
     lifetime: str | None = None,
     max_concurrency: int | None = None,
     on_failure: str = "raise",
@@ -308,12 +311,30 @@ def actor_options(
         raise ValueError(f"on_failure is 'raise', 'restart' or 'replay', not {on_failure!r}")
     if lifetime not in (None, "detached"):
         raise ValueError(f"lifetime is None or 'detached', not {lifetime!r}")
+    for given, value in {"name": name, "namespace": namespace or ""}.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{given} is a string, not {value!r}")
+    if lifetime == "detached" and not name:
+        raise ValueError("a detached actor needs a name: nothing else holds it")
+    for given, number, least in (
+        ("max_concurrency", 1 if max_concurrency is None else max_concurrency, 1),
+        ("max_restarts", max_restarts or 0, -1),
+        ("max_task_retries", max_task_retries, -1),
+        ("checkpoint_every", checkpoint_every, 0),
+    ):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"{given} is a whole number from {least} on, not {number!r}")
     if max_restarts is None:
         max_restarts = 0 if on_failure == "raise" else -1
     elif max_restarts and on_failure == "raise":
         on_failure = "restart"
     if checkpoint_every and on_failure != "replay":
         raise ValueError("checkpoint_every is for on_failure='replay'")
+    for hook in ("save_checkpoint", "load_checkpoint") if checkpoint_every else ():
+        if hook not in methods:
+            raise ValueError(f"checkpoint_every needs a method {hook!r}, which {class_name} does not have")
+    if on_failure == "replay" and (is_async or (max_concurrency or 1) > 1):
+        raise ValueError("on_failure='replay' is for actors that do one call after the other: it repeats their order")
     if max_concurrency is None:
         max_concurrency = 1000 if is_async else 1
     return {
