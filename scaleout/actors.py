@@ -71,19 +71,26 @@ class RemoteClass:
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
         """Start an actor; its constructor gets these arguments. ValueError if its name is taken."""
         options = self._options
-        if self._given.get("get_if_exists") and options["name"]:
-            found = session.default_client().find_actor(options["namespace"], options["name"])
-            if found is not None:
-                return _handle(*found)
         client = session.default_client()
+        if options["namespace"] is None:
+            options = {**options, "namespace": client.namespace}
+        is_shared = self._given.get("get_if_exists") and options["name"]
+        if is_shared and (found := client.find_actor(options["namespace"], options["name"])) is not None:
+            return _handle(*found)
         if self._client is not client:
             self._record = client.prepare(self._class)
             self._client = client
-        actor_id, hold = client.create_actor(self._record, args, kwargs, options)
+        try:
+            actor_id, hold = client.create_actor(self._record, args, kwargs, options)
+        except ValueError:
+            if is_shared and (found := client.find_actor(options["namespace"], options["name"])) is not None:
+                return _handle(*found)  # somebody else was faster
+            raise
         return _handle(actor_id, hold, options)
 
     def options(self, **options: Any) -> RemoteClass:
         """The same class with other options, for an actor: `C.options(name="one").remote()`."""
+        session.check_options(options, ACTOR_OPTIONS)
         other = RemoteClass(self._class, {**self._given, **options})
         if self._client is not None:
             other._client, other._record = self._client, self._record
@@ -139,7 +146,7 @@ class ActorMethod:
         self._hold = handle._hold
         self._name = name
         self._given = options
-        self._options = session.task_options(**options)
+        self._options = _method_options(options)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call it: a reference to the result. The calls of one caller are run in their order."""
@@ -148,16 +155,19 @@ class ActorMethod:
     def options(self, **options: Any) -> ActorMethod:
         """The same method with other options, for a call."""
         session.check_options(options, METHOD_OPTIONS)
-        if "max_task_retries" in options:
-            options["max_retries"] = options.pop("max_task_retries")
         other = ActorMethod.__new__(ActorMethod)
         other._id, other._hold, other._name = self._id, self._hold, self._name
         other._given = {**self._given, **options}
-        other._options = session.task_options(**other._given)
+        other._options = _method_options(other._given)
         return other
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"a method of an actor is not called directly: use .{self._name}.remote(...)")
+
+
+def _method_options(options: dict[str, Any]) -> Any:
+    names = {"max_task_retries": "max_retries"}
+    return session.task_options(**{names.get(name, name): value for name, value in options.items()})
 
 
 def _methods_of(cls: type) -> dict[str, Any]:
@@ -179,6 +189,7 @@ def method(**options: Any) -> Callable[[Any], Any]:
     session.check_options(options, METHOD_OPTIONS)
 
     def mark(function: Any) -> Any:
+        _method_options(options)
         setattr(function, METHOD_MARK, options)
         return function
 
@@ -194,9 +205,12 @@ def find_handle(actor_id: int, class_name: str, name: str, methods: dict[str, An
     return ActorHandle(actor_id, session.default_client().find_hold(actor_id), class_name, name, methods)
 
 
-def get_actor(name: str, namespace: str = "") -> ActorHandle:
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     """A handle to the living actor of this name. ValueError if there is none."""
-    found = session.default_client().find_actor(namespace, name)
+    client = session.default_client()
+    if namespace is None:
+        namespace = client.namespace
+    found = client.find_actor(namespace, name)
     if found is None:
         raise ValueError(f"there is no actor named {name!r} in namespace {namespace!r}")
     return _handle(*found)

@@ -69,6 +69,10 @@ NESTING_DEPTH = 5
 HELP_DEPTH = 16
 """Tasks inside tasks that wait for them, in one worker: each takes some of the stack. Below that is another worker."""
 
+REPLAY_ATTEMPTS = 3
+"""How often a call may be under way when its actor's process dies and still be made again with the log: more often, and
+it is the call that kills."""
+
 ACTOR_WINDOW_TASKS = 256
 """Calls that are sent to an actor before it has answered: what is sent need not be waited for."""
 

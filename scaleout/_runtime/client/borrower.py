@@ -7,6 +7,7 @@ own tasks run.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import itertools
 import marshal
 import threading
@@ -21,7 +22,7 @@ from scaleout._runtime.client.task_errors import task_exceptions
 from scaleout._runtime.pickling.encode import Encoder
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
-from scaleout.errors import ForeignSessionError
+from scaleout.errors import ForeignSessionError, InfeasibleError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class WorkerClient:
             [ref._id for ref in dependencies],
             [ref._id for ref in contained],
             options.returns,
-            options.plain(),
+            self._plain(options),
             names,
         )
         requests.send(frame(frames.SUBMIT, marshal.dumps(said)))
@@ -109,6 +110,13 @@ class WorkerClient:
         if options.returns == 1:
             return refs[0]
         return refs or None
+
+    def _plain(self, options: Options) -> dict[str, Any]:
+        plain = options.plain()
+        kinds = options.retry_exceptions
+        if not isinstance(kinds, bool):
+            plain["retry_exceptions"] = b"".join(self._encoder.encode(kinds).chunks)
+        return plain
 
     def next_of_stream(self, stream: ObjectRef, position: int, deadline: float | None) -> ObjectRef | None:
         """The reference to a stream's item, when it is there. None beyond the end."""
@@ -145,10 +153,12 @@ class WorkerClient:
         self, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
     ) -> tuple[int, Any]:
         """Start an actor: (its number, its hold). ValueError if its name is taken."""
+        requests = self._requests
+        if options["shape"] and (reason := requests.ask(("infeasible", options["shape"]))):
+            raise InfeasibleError(reason)
         args, kwargs, dependencies = with_dependencies(args, kwargs)
         with Collected() as contained:
             flag, payload, names = self._pack((args, kwargs))
-        requests = self._requests
         actor_id = requests.next_id()
         hold = requests.held.made(actor_id)
         said = (
@@ -167,6 +177,12 @@ class WorkerClient:
                 f"there is an actor named {options['name']!r} already in namespace {options['namespace']!r}"
             )
         return actor_id, hold
+
+    @functools.cached_property
+    def namespace(self) -> str:
+        """Where names of actors are looked up that come without one."""
+        found: str = self._requests.ask(("namespace",))
+        return found
 
     def kill_actor(self, hold: Any, may_restart: bool) -> None:
         self._requests.ask(("kill_actor", hold.id, may_restart))
@@ -244,9 +260,13 @@ class WorkerClient:
             values = self.get([ref], None)
             assert values is not None
         except BaseException as error:  # noqa: BLE001 - the task's
-            future.set_exception(error)
+            settle = partial(future.set_exception, error)
         else:
-            future.set_result(values[0])
+            settle = partial(future.set_result, values[0])
+        try:
+            settle()
+        except concurrent.futures.InvalidStateError:
+            pass  # it was cancelled, as by `asyncio.wait_for`
 
     def cancel(self, ref: ObjectRef, force: bool, is_recursive: bool) -> None:
         self._requests.ask(("cancel", self._id_of(ref), force, is_recursive))

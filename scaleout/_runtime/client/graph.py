@@ -53,6 +53,7 @@ class Options:
             "timeout_s": self.timeout_s,
             "name": self.name,
             "priority": self.priority,
+            "retry_exceptions": self.retry_exceptions,
         }
 
     @property

@@ -23,6 +23,7 @@ from scaleout._runtime.node.direct import DirectCall
 from scaleout._runtime.node.history import now_ns, state_of, write_trace
 from scaleout._runtime.node.ledger import PENDING, Entry, Envelope, SeveralResults, Stream
 from scaleout._runtime.node.objects import inline_payload
+from scaleout._runtime.node.retrying import Retrying
 from scaleout._runtime.node.stored import StoredObject, load_referring
 from scaleout._runtime.wire import frames
 from scaleout.errors import ForeignSessionError, SessionClosedError
@@ -40,10 +41,12 @@ if TYPE_CHECKING:
 class OwnerClient:
     """See the module's docstring. One per session, from the first task, actor or object to `close`."""
 
-    def __init__(self, session: EmbeddedSession, owner: Owner) -> None:
+    def __init__(self, session: EmbeddedSession, owner: Owner, namespace: str = "") -> None:
         self._session = session
         self._owner = owner
         self._slots: Any = owner.slots
+        self._slots.namespace = namespace
+        self.namespace = namespace
         self._post = owner.reactor.post
         self._encode = session.encode
         self._new_id = owner.clerk.new_id  # one row of numbers for all objects of this owner
@@ -118,16 +121,17 @@ class OwnerClient:
         task.submitted_ns = now_ns()
         task.max_retries = options.max_retries
         task.priority = options.priority
+        task.name = options.name
         if returns == 1:
             sink.source = task
         elif returns < 0:
             sink.source = task
-            sink.on_taken = partial(self._owner.clerk.tell_taken, weakref.ref(task))
+            sink.on_taken = partial(self._owner.clerk.tell_taken, weakref.ref(sink))
         else:
             for entry in entries:
                 entry.source = task
         if options.retry_exceptions:
-            task.sink = Retrying(self, task, options.retry_exceptions)
+            task.sink = Retrying(self._owner, task, options.retry_exceptions, options.timeout_s)
         if dependencies or contained or returns != 1:
             task.envelope = Envelope(
                 tuple(map(self._entry_of, dependencies)), tuple(map(self._hold_of, contained)), returns
@@ -338,7 +342,7 @@ class OwnerClient:
     def drop_stream(self, stream: Stream) -> None:
         """Nobody will take more of it."""
         if self._pid == os.getpid() and not self.is_closed:
-            self._post(partial(self._cancel_now, stream, True, True))
+            self._post(partial(self._owner.clerk.drop_stream, stream))
 
     # -- cancelling ------------------------------------------------------------------------------
 
@@ -444,7 +448,7 @@ class OwnerClient:
                 state = "WAITING" if waits else "RUNNING" if is_running(task) else "PENDING"
                 found.append(
                     {
-                        "name": task.callable.name,
+                        "name": task.name or task.callable.name,
                         "id": f"{getattr(task.sink, 'id', 0):016x}",
                         "state": state,
                         "type": "actor call" if group.keeps_order else "task",
@@ -538,69 +542,6 @@ class _Countdown:
     def stop(self, entries: list[Entry]) -> None:
         for entry in entries:
             entry.no_longer(self.arrived)
-
-
-class Retrying:
-    """The sink of a task that may run again when it raises: passes on everything but the failures that are retried."""
-
-    keeps_objects = True
-
-    def __init__(self, client: OwnerClient, task: Task, kinds: Any) -> None:
-        self._client = client
-        self._sink = task.sink
-        self._kinds = BaseException if kinds is True else tuple(kinds)
-        self._left = task.group.core.max_retries if task.max_retries is None else task.max_retries
-        self._payload = task.stored
-        if task.stored is not None:
-            client._owner.objects.hold(task.stored)
-        self._task = task
-
-    @property
-    def contained(self) -> Any:
-        return self._sink.contained
-
-    @contained.setter
-    def contained(self, entries: Any) -> None:
-        self._sink.contained = entries
-
-    def item(self, *arguments: Any) -> None:
-        self._sink.item(*arguments)
-
-    def deliver(self, index: int, status: int, payload: Any) -> None:
-        if status == frames.TASK_RAISED and self._left > 0:
-            self._client._owner.callbacks.put(partial(self._look, status, payload))
-        else:
-            self._end(status, payload)
-
-    def _look(self, status: int, payload: Any) -> None:
-        """On the callback thread: what was raised?"""
-        failure = outcome(status, payload)[1]
-        if isinstance(failure.error, self._kinds):
-            self._client._post(self._again)
-        else:
-            self._client._post(partial(self._end, status, payload))
-
-    def _again(self) -> None:
-        self._left -= 1
-        old = self._task
-        task = Task(old.group, old.callable, old.how, old.payload, old.needs, old.stored, self, 0, old.profile)
-        task.max_retries = old.max_retries
-        task.envelope = old.envelope
-        if task.stored is not None:
-            self._client._owner.objects.hold(task.stored)
-        self._task = task
-        self._sink.source = task
-        if task.envelope is not None:
-            self._client._owner.clerk.submit(task)
-        else:
-            self._client._owner.reactor.post(task)
-
-    def _end(self, status: int, payload: Any) -> None:
-        if self._payload is not None:
-            self._client._owner.objects.release(self._payload)
-            self._payload = None
-        self._task = None  # type: ignore[assignment]
-        self._sink.deliver(0, status, payload)
 
 
 def exception_of(failure: Failure, entry: Any) -> BaseException:

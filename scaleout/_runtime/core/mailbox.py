@@ -80,6 +80,7 @@ class Mailbox:
         self.asked = 0
         self.deaths = 0
         self.failures_in_a_row = 0
+        self.creation_deaths = 0  # in a row, while the constructor ran
         self.is_broken = False
         self.is_closing = False
         self.is_elastic = False
@@ -120,6 +121,7 @@ class Mailbox:
         task.profile.add(duration_us)
         if task is self.creation and self.state == CREATING:
             self.state = ALIVE
+            self.creation_deaths = 0
             self.story.append(("created",))
         was_wanted = task.state != FINISHED and task not in self.replaying
         self.replaying.discard(task)
@@ -145,10 +147,15 @@ class Mailbox:
         self._put_back(back)
 
     def undecodable(self, lane: Lane, sequence: int) -> Task | None:
-        """The worker lacks a name that the call needs. What was sent after it comes back too, to keep the order; it
-        has been told to return that."""
+        """The worker lacks a name that the call needs. What was sent after it is to be sent again too, to keep the
+        order: the worker skips that."""
         task = self._remove(lane, sequence)
-        if task is None or task.state == FINISHED:
+        if task is None:
+            return None
+        self.returned(lane, [other.sequence for other in lane.inflight if other.sequence > sequence])
+        if not lane.inflight:
+            self._lane_idle(lane)
+        if task.state == FINISHED:
             return None
         task.state = lifecycle.ON_TAKE_BACK[task.state]
         self.away.append(task)
@@ -269,15 +276,19 @@ class Mailbox:
             return
         if not was_ready:
             self.initializer_failed()
+        elif self.state == CREATING and is_charged and self._died_in_constructor(held):
+            return
         may_restart = not self.is_broken and (self.restarts_left != 0 or not is_charged) and not self._is_over(held)
         lost = []
         again = []
         for task in held:
             if task.state == FINISHED or task in self.replaying:
                 continue
-            if task.sequence <= claimed and is_charged and not self.keeps_log:
+            if task.sequence <= claimed and is_charged:
                 task.attempts += 1
                 retries = self.max_retries if task.max_retries is None else task.max_retries
+                if self.keeps_log:
+                    retries = max(retries, limits.REPLAY_ATTEMPTS) if retries != ALWAYS else retries
                 if retries != ALWAYS and task.attempts > retries:
                     task.state = lifecycle.ON_FINISH[task.state]
                     lost.append(task)
@@ -300,10 +311,26 @@ class Mailbox:
                 task.state = PENDING
             self.ready.extendleft(reversed(log))
         self.state = CREATING
-        self.creation.state = PENDING
-        if self.restart is not None:
-            self.restart.state = PENDING
+        for task in (self.creation, self.restart):
+            if task is not None:
+                task.state = PENDING
+                self._take_out(task)
         self.refill()
+
+    def _take_out(self, task: Task) -> None:
+        """What starts the actor is sent anew, wherever it is."""
+        if task in self.away:
+            self.away.remove(task)
+        if task in self.ready:
+            self.ready.remove(task)
+
+    def _died_in_constructor(self, held: list[Task]) -> bool:
+        """Its process died before the constructor had returned: if it always does, it is not started for ever."""
+        self.creation_deaths += 1
+        if self.creation_deaths < limits.INITIALIZER_FAILURES:
+            return False
+        self._die([task for task in held if task.state != FINISHED and task not in self.replaying])
+        return True
 
     def _is_over(self, held: list[Task]) -> bool:
         """Nobody will call it any more, so there is no need to start it again."""

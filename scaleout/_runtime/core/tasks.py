@@ -74,6 +74,7 @@ class Task:
         "how",
         "index",
         "max_retries",
+        "name",
         "needs",
         "parent",
         "payload",
@@ -119,6 +120,7 @@ class Task:
         self.envelope: Any = None
         self.parent: Any = None  # a weak reference to the task that submitted it
         self.priority = 0
+        self.name = ""  # the callable's, if it has none
         self.submitted_ns = 0
 
 

@@ -10,13 +10,15 @@ from functools import partial
 from scaleout._runtime.node import ledger
 from scaleout._runtime.node.actors import ActorRecord
 from scaleout._runtime.wire import frames
+from scaleout.errors import InfeasibleError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from scaleout._runtime.node.owner import Owner
     from scaleout._runtime.node.peer import Peer
+
+    Owner = Any  # node.owner's, which is put together from this and others
 
 
 class Answers:
@@ -33,6 +35,8 @@ class Answers:
     def next_item(self, peer: Peer, stream_id: int, position: int) -> int | None:
         """The object at a position of a stream; None beyond the end."""
         hold: Any = peer.holdings.find(stream_id)
+        if hold is None:  # the worker's own release, from another thread, was faster
+            return None
         entry = hold.stream.take(position)
         if entry is None:
             return None
@@ -52,12 +56,24 @@ class Answers:
         slots = self._owner.slots
         return ({}, {}) if slots is None else (dict(slots.resources.total), slots.in_use())
 
+    def infeasible(self, peer: Peer, shape: Any) -> str:
+        """Why nothing of this shape can ever run here; empty if it can."""
+        try:
+            self._owner.need_slots().check(shape)
+        except InfeasibleError as error:
+            return str(error)
+        return ""
+
+    def namespace(self, peer: Peer) -> str:
+        """Where names are looked up that come without one."""
+        return self._owner.need_slots().namespace
+
     def is_actor(self, peer: Peer, actor_id: int) -> bool:
         return isinstance(peer.holdings.find(actor_id), ActorRecord)
 
     def kill_actor(self, peer: Peer, actor_id: int, may_restart: bool) -> None:
         actor = peer.holdings.find(actor_id)
-        if isinstance(actor, ActorRecord):
+        if isinstance(actor, ActorRecord) and actor.group is not None:
             self._owner.reactor.post(partial(self._owner.actors.kill, actor, may_restart))
 
     def find_actor(self, peer: Peer, namespace: str, name: str) -> Any:

@@ -17,6 +17,7 @@ from functools import partial
 from scaleout._runtime.base import limits
 from scaleout._runtime.core.tasks import ASSIGNED, FINISHED
 from scaleout._runtime.wire import control_page, frames
+from scaleout._runtime.wire.frames import frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Canceller:
     def __init__(self, reactor: Reactor, keeper: ZygoteKeeper) -> None:
         self._reactor = reactor
         self._keeper = keeper
+        self._began: weakref.WeakKeyDictionary[Task, Any] = weakref.WeakKeyDictionary()
 
     # -- cancelling: only what has not been started ----------------------------------------------
 
@@ -124,15 +126,32 @@ class Canceller:
         """What runs there is not wanted: SIGINT if it is indeed running, SIGKILL if that does not help."""
         peer: Peer = lane.worker
         sequences = frozenset(task.sequence for task in tasks)
+        if group.keeps_order and group.core.is_concurrent:
+            self._tell_actor(peer, tasks)
+            return
         if not self._signal_if_running(peer, sequences, signal.SIGINT):
             # Either it is claimed at this very moment and will show, or the revocation keeps it from being claimed.
             settled = partial(self._signal_if_running, peer, sequences, signal.SIGINT)
             self._reactor.call_later(limits.REVOKE_SETTLE_SECONDS, settled)
+        if group.keeps_order:
+            return  # other calls need the actor
         still = partial(self._signal_if_running, peer, sequences, signal.SIGKILL)
         self._reactor.call_later(limits.INTERRUPT_GRACE_SECONDS, still)
 
+    def _tell_actor(self, peer: Peer, tasks: list[Task]) -> None:
+        """An event loop can end a single call; what runs in a thread goes on."""
+        for task in tasks:
+            peer.link.queue(frame(frames.CANCEL, number=task.sequence))
+        self._reactor.flush_soon(peer.link)
+
     def kill(self, group: WorkerGroup, lane: Any, task: Task) -> None:
         """The worker that runs this goes with it, once the revocation keeps it from claiming anything else."""
+        if group.keeps_order and group.core.is_concurrent:
+            if group.hello["actor"]["is_async"]:
+                self._tell_actor(lane.worker, [task])
+            elif lane.worker.words[control_page.CLAIMED] >= task.sequence:
+                self._keeper.kill(lane.worker, signal.SIGKILL)
+            return
         late = partial(self._signal_if_running, lane.worker, frozenset([task.sequence]), signal.SIGKILL)
         self._reactor.call_later(limits.REVOKE_SETTLE_SECONDS, late)
 
@@ -168,10 +187,24 @@ class Canceller:
         left_s = timeout_s
         if task.state == ASSIGNED:
             peer: Peer = task.runner.worker
-            if peer.words[control_page.RUNNING] == task.sequence:
+            if getattr(task.group.core, "is_concurrent", False):
+                left_s = self._left_of_concurrent(task, peer, timeout_s)
+            elif peer.words[control_page.RUNNING] == task.sequence:
                 left_s -= (time.monotonic_ns() - peer.words[control_page.SINCE_NS]) / 1e9
-                if left_s <= 0:
-                    task.group.core.expired(task)
-                    task.group.finish(task, frames.TIMED_OUT, {"timeout_s": timeout_s, "pid": peer.pid})
-                    return
+            if left_s <= 0:
+                task.group.core.expired(task)
+                task.group.finish(task, frames.TIMED_OUT, {"timeout_s": timeout_s, "pid": peer.pid})
+                return
         self._look_later(found, timeout_s, left_s)
+
+    def _left_of_concurrent(self, task: Task, peer: Peer, timeout_s: float) -> float:
+        """Of several calls at once the control page does not say when each began: its time runs from the first look
+        that finds it begun."""
+        if peer.words[control_page.CLAIMED] < task.sequence:
+            return timeout_s
+        now = time.monotonic()
+        key = (peer, task.sequence)
+        began = self._began.setdefault(task, (key, now))
+        if began[0] != key:
+            began = self._began[task] = (key, now)
+        return timeout_s - (now - began[1])

@@ -27,6 +27,7 @@ from scaleout._runtime.node import ledger
 from scaleout._runtime.node.actors import ActorRecord
 from scaleout._runtime.node.history import History, now_ns
 from scaleout._runtime.node.ledger import Entry, Envelope, SeveralResults, StreamHold
+from scaleout._runtime.node.retrying import Retrying
 from scaleout._runtime.node.stored import extents_of
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import frame
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.callbacks import CallbackThread
     from scaleout._runtime.node.keeper import ZygoteKeeper
     from scaleout._runtime.node.objects import ObjectTable
-    from scaleout._runtime.node.owner import Owner
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
+
+    Owner = Any  # node.owner's, which is put together from this and others
 
 
 class _Ignoring:
@@ -196,11 +198,17 @@ class Clerk:
         task.group.finish(task, frames.CANCELLED, None)
         return True
 
+    def note_end(self, task: Task, status: int) -> None:
+        """A task has ended in another way than by a worker's answer."""
+        if task.submitted_ns:
+            runner = task.runner
+            self.note(task, 0, 0 if runner is None else runner.worker.pid, status)
+
     def note(self, task: Task, duration_us: int, pid: int, status: int) -> None:
         """A task has ended in a worker."""
         self.history.events.append(
-            (task.callable.name, getattr(task.sink, "id", 0), task.submitted_ns, now_ns(), duration_us, pid, status,
-             task.group.keeps_order)
+            (task.name or task.callable.name, getattr(task.sink, "id", 0), task.submitted_ns, now_ns(), duration_us,
+             pid, status, task.group.keeps_order)
         )  # fmt: skip
 
     # -- from workers ----------------------------------------------------------------------------
@@ -256,9 +264,11 @@ class Clerk:
         target, function, how, payload, _, _, _, _, returns, options, _ = said
         sink: Any = entries[0] if returns == 1 else SeveralResults(entries)
         if returns < 0:  # the one object is the stream itself
-            sink = StreamHold(entries[0].id, self.new_id)
-            peer.holdings.settle(sink.id, 1)
-            peer.holdings.hand_over((sink,))
+            hold = StreamHold(entries[0].id, self.new_id)
+            sink = hold.stream
+            if peer.holdings.find(hold.id) is entries[0]:  # else it was dropped in the meantime
+                peer.holdings.settle(hold.id, 1)
+                peer.holdings.hand_over((hold,))
         record: CallableRecord = peer.functions[function]
         if target:
             actor = self.entry_of(peer, target)
@@ -270,8 +280,7 @@ class Clerk:
             try:
                 group = self.group_of(options)
             except InfeasibleError as error:
-                for entry in entries:
-                    entry.deliver(0, frames.INFEASIBLE, {"message": str(error)})
+                sink.deliver(0, frames.INFEASIBLE, {"message": str(error)})
                 return
         extents = None
         if stored is not None:
@@ -282,7 +291,8 @@ class Clerk:
         task.submitted_ns = now_ns()
         task.max_retries = options["max_retries"]
         task.priority = options["priority"]
-        parent = self._running(peer)
+        task.name = options["name"]
+        parent = None if peer.has_exited.is_set() else self._running(peer)
         if parent is not None:
             task.parent = weakref.ref(parent)
         if options["timeout_s"] is not None:
@@ -290,34 +300,47 @@ class Clerk:
         for entry in entries:
             entry.source = task
         if returns < 0:
-            sink.stream.source = task
-            sink.on_dropped = self._stream_dropped
-            sink.stream.on_taken = partial(self.tell_taken, weakref.ref(task))
-            task.sink = sink.stream
+            sink.source = task
+            sink.on_taken = partial(self.tell_taken, weakref.ref(sink))
+            hold.on_dropped = self._stream_dropped
+        if options["retry_exceptions"]:
+            task.sink = Retrying(self._owner, task, options["retry_exceptions"], options["timeout_s"])
         if dependencies or references or returns != 1 or group.keeps_order:
             task.envelope = Envelope(dependencies, references, returns, peer.worker_id)
             self.submit(task)
         elif group is peer.group:
             self._keep_back(peer, task)
         else:
-            self._enqueue_plain(task)
+            self.enqueue_plain(task)
 
     def _stream_dropped(self, stream: Any) -> None:
         """Any thread."""
+        if stream.source is not None:
+            self._reactor.post(partial(self.drop_stream, stream))
+
+    def drop_stream(self, stream: Any) -> None:
+        """Nobody will take more of it: the task ends, an actor's generator is told so and the actor lives on."""
         task = stream.source
-        if task is not None:
-            self._reactor.post(partial(self.cancel, task, True, True))
+        if task is None:
+            return
+        if task.group.keeps_order:
+            self._send_taken(task, 0, 1)
+        self.cancel(task, not task.group.keeps_order, True)
 
     def tell_taken(self, found: Any, count: int) -> None:
         """The consumer of a stream has come so far."""
-        task = found()
-        if task is not None and task.state == ASSIGNED:
+        stream = found()
+        if stream is not None and stream.source is not None:
+            self._send_taken(stream.source, count, 0)
+
+    def _send_taken(self, task: Task, count: int, is_over: int) -> None:
+        if task.state == ASSIGNED:
             peer = task.runner.worker
             if peer.link.is_open:
-                peer.link.queue(frame(frames.TAKEN, number=task.sequence, aux=count))
+                peer.link.queue(frame(frames.TAKEN, flag=is_over, number=task.sequence, aux=count))
                 self._owner.lender.send_soon(peer)
 
-    def _enqueue_plain(self, task: Task) -> None:
+    def enqueue_plain(self, task: Task) -> None:
         if task.group.is_terminating or task.group.core.is_broken:
             task.group.refuse(task)
         else:
@@ -335,7 +358,7 @@ class Clerk:
         if task is not None and (only is None or task is only):
             del self._kept_back[peer]
             if task.state == PENDING:
-                self._enqueue_plain(task)
+                self.enqueue_plain(task)
 
     def _on_create_actor(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
         said = marshal.loads(body)
@@ -372,7 +395,9 @@ class Clerk:
         if is_recursive:
             for child in self._children_of(task):
                 self.cancel(child, force, True)
-        if not self.cancel_waiting(task):
+        if task.state == FINISHED and isinstance(task.sink, Retrying):
+            task.sink.cancel()
+        elif not self.cancel_waiting(task):
             self._owner.canceller.drop_one(task, frames.CANCELLED, force)
 
     def _children_of(self, task: Task) -> list[Task]:
@@ -429,6 +454,14 @@ class Clerk:
             peer.holdings.settle(object_id, count)
 
     def _on_request(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
+        if peer.backlog:  # it may be about what the worker said before
+            peer.backlog.append([(), partial(self._answer, peer, number, body)])
+        else:
+            self._answer(peer, number, body, ())
+
+    def _answer(self, peer: Peer, number: int, body: bytes, needs: Any) -> None:
+        if peer.has_exited.is_set():
+            return
         name, *arguments = marshal.loads(body)
         answer = getattr(self.answers, name)(peer, *arguments)
         peer.link.queue(frame(frames.WAITED, marshal.dumps(answer), number=number))
@@ -524,7 +557,12 @@ class Clerk:
         for want in list(peer.wants.values()):
             want.is_main = False  # its lane is gone
             self._end_want(want)
-        peer.backlog.clear()
+        if peer.backlog:  # others may wait for what it has submitted
+            peer.backlog.append([(), partial(self._forget, peer)])
+        else:
+            self._forget(peer, ())
+
+    def _forget(self, peer: Peer, needs: Any) -> None:
         self._let_go(peer)
         peer.holdings.clear()
         for record in peer.functions.values():

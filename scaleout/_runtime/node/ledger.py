@@ -207,6 +207,17 @@ class SeveralResults:
     def __init__(self, entries: tuple[Entry, ...]) -> None:
         self.entries = entries
 
+    @property
+    def source(self) -> Any:
+        """The task that makes them."""
+        return next((entry.source for entry in self.entries if entry.source is not None), None)
+
+    @source.setter
+    def source(self, task: Any) -> None:
+        for entry in self.entries:
+            if entry.status == PENDING:
+                entry.source = task
+
     def item(self, position: int, status: int, payload: Any, contained: tuple[Entry, ...]) -> None:
         entry = self.entries[position]
         if entry.status == PENDING:
@@ -225,11 +236,12 @@ class Stream:
     `on_taken(count)` is told how far the consumer is, so that the task may go on.
     """
 
-    __slots__ = ("_end", "_entries", "_made", "_new_id", "_taken", "on_taken", "source", "__weakref__")
+    __slots__ = ("_end", "_entries", "_made", "_new_id", "_taken", "id", "on_taken", "source", "__weakref__")
 
     keeps_objects = True
 
     def __init__(self, new_id: Callable[[], int]) -> None:
+        self.id = 0
         self._entries: dict[int, Entry] = {}  # by position, those that are not taken yet
         self._made = 0
         self._taken = 0
@@ -260,6 +272,8 @@ class Stream:
         return entry
 
     def item(self, position: int, status: int, payload: Any, contained: tuple[Entry, ...]) -> None:
+        if position < self._taken and self.on_taken is not None and self.source is not None:
+            self.on_taken(self._taken)  # if the task runs again, its worker does not know how far the consumer is
         entry = self._entry_at(position) if position >= self._taken or position in self._entries else None
         if entry is not None and entry.status == PENDING:
             if position < self._taken:
@@ -297,6 +311,7 @@ class StreamHold:
     def __init__(self, stream_id: int, new_id: Callable[[], int]) -> None:
         self.id = stream_id
         self.stream = Stream(new_id)
+        self.stream.id = stream_id
         self.on_dropped: Callable[[Stream], None] | None = None
 
     def __del__(self) -> None:

@@ -269,6 +269,7 @@ class Owner:
             "usage": peer.memory_usage,
         }
         status = frames.OUT_OF_MEMORY if self._memory_watch.has_taken(peer) else frames.WORKER_DIED
+        self.clerk.note_end(task, status)
         group.finish(task, status, facts)
 
     def _broken(self, group: WorkerGroup) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from scaleout._runtime.base import limits
 from scaleout._runtime.node.stored import Referring
 from scaleout._runtime.wire import frames
-from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES
+from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,6 +130,9 @@ class Receiver:
         task = core.undecodable(peer.lane, sequence)
         if peer.lane.waits:  # it was to do this while it waits for it: it cannot help itself any more
             core.lane_blocked(peer.lane)
+        if peer.group.keeps_order:  # it skips everything until then
+            peer.link.queue(frame(frames.RESUME))
+            self._reactor.flush_soon(peer.link)
         if task is None:
             return
         self._callbacks.put(partial(self._ship_by_value, task, module, described))

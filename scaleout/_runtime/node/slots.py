@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.core.resources import Shape
-    from scaleout._runtime.node.owner import Owner
     from scaleout._runtime.node.peer import Peer
+
+    Owner = Any  # node.owner's, which is put together from this and others
 
 
 GPU = "GPU"
@@ -53,6 +54,7 @@ class Slots:
 
     def __init__(self, settings: Settings, owner: Owner, total: dict[str, int], gpu_names: list[str]) -> None:
         self.gpu_names = gpu_names
+        self.namespace = ""
         self._settings = settings
         self._owner = owner
         self.resources = Resources(total)

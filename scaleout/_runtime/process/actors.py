@@ -6,8 +6,10 @@ async     the main thread runs an event loop, which also reads; each call of an 
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
+from functools import partial
 
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
@@ -49,7 +51,11 @@ class Checkpoints:
         if self._calls < self._every:
             return
         self._calls = 0
-        flag, body = worker.pack(worker.context.actor.save_checkpoint())
+        try:
+            flag, body = worker.pack(worker.context.actor.save_checkpoint())
+        except Exception:  # noqa: BLE001 - user code: the actor is none the worse, its log only goes on
+            sys.excepthook(*sys.exc_info())
+            return
         worker.send(frame(frames.CHECKPOINT, body, flag=flag))
 
 
@@ -67,12 +73,16 @@ class ThreadedActor:
         self._queue.append((sequence, run))
         self._ready.release()
 
+    def cancel(self, sequence: int) -> None:
+        """A thread cannot be interrupted: what has begun goes on."""
+
     def _run(self) -> None:
         while True:
             self._ready.acquire()
             sequence, run = self._queue.popleft()
             self._worker.answer(sequence, *run())
             del run
+            self._worker.need_requests().report_released()
 
 
 class AsyncActor:
@@ -85,7 +95,8 @@ class AsyncActor:
         self._concurrency = concurrency
         self._loop = asyncio.new_event_loop()
         self._slots: Any = None
-        self._tasks: set[Any] = set()
+        self._tasks: dict[int, Any] = {}  # by the call's number
+        self._taken: Any = None  # what generators wait for that are ahead of their consumers
 
     def run(self) -> None:
         """Read, and start what comes, until the owner is gone."""
@@ -95,6 +106,7 @@ class AsyncActor:
         self._slots = asyncio.Semaphore(self._concurrency)
         requests = self._worker.need_requests()
         requests.on_work = self._wake
+        requests.on_taken = self._wake
         self._loop.add_reader(self._worker.link.fileno(), self._read)
         self._loop.call_soon(self._work)
         self._loop.run_forever()
@@ -110,6 +122,9 @@ class AsyncActor:
 
     def _work(self) -> None:
         worker = self._worker
+        if self._taken is not None:
+            taken, self._taken = self._taken, None
+            taken.set_result(None)
         while worker.queue:
             entry = worker.queue.popleft()
             if entry[0] == frames.TASK:
@@ -122,15 +137,35 @@ class AsyncActor:
     def start(self, sequence: int, run: Any) -> None:
         """`run` is a coroutine function that gives (status, body)."""
         task = self._loop.create_task(self._answer(sequence, run))
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        self._tasks[sequence] = task
+        task.add_done_callback(partial(self._done, sequence))
 
-    def _done(self, task: Any) -> None:
-        self._tasks.discard(task)
+    def cancel(self, sequence: int) -> None:
+        """Nobody wants the result of this call."""
+        task = self._tasks.get(sequence)
+        if task is not None:
+            task.cancel()
+
+    async def something_taken(self) -> None:
+        """Until the consumer of some stream has gone on."""
+        import asyncio
+
+        if self._taken is None:
+            self._taken = self._loop.create_future()
+        await asyncio.shield(self._taken)
+
+    def _done(self, sequence: int, task: Any) -> None:
+        del self._tasks[sequence]
+        self._worker.need_requests().report_released()
         if self._worker.has_exit:
             self._work()
 
     async def _answer(self, sequence: int, run: Any) -> None:
-        async with self._slots:
-            status, body = await run()
+        import asyncio
+
+        try:
+            async with self._slots:
+                status, body = await run()
+        except asyncio.CancelledError as error:  # before it had begun
+            status, body = self._worker.failed(error)
         self._worker.answer(sequence, status, body)

@@ -38,6 +38,14 @@ AT_ONCE = frozenset({frames.SEGMENT, frames.TRACKER, frames.LOOSE_FD, frames.FRE
 """Obeyed as soon as they are read: descriptors come in the order of their frames, and nothing else depends on when."""
 
 
+NEVER_MORE = -1
+"""In place of how many items a consumer has taken: it has gone."""
+
+
+class StreamDropped(Exception):
+    """Ends a generator of an actor's whose consumer has gone."""
+
+
 class Want:
     """One question to the owner, or the main loop's wait for work. `ready`: the answer."""
 
@@ -74,6 +82,7 @@ class Requests:
         self._help: deque[tuple[int, int, int, bytes]] = deque()
         self._main = threading.main_thread().ident
         self.on_work: Callable[[], None] = lambda: None  # something was queued
+        self.on_taken: Callable[[], None] = lambda: None
         self._taken: dict[int, int] = {}  # of the streams that run here, by the task's number
 
     # -- sending ---------------------------------------------------------------------------------
@@ -142,6 +151,7 @@ class Requests:
     def wait_for_work(self) -> None:
         """The main loop: until something is queued, or the worker is to leave."""
         worker = self._worker
+        self.report_released()
         want = Want(0, False)
         self._wants[0] = want
         try:
@@ -155,10 +165,17 @@ class Requests:
         want = Want(next(self._numbers), get_ident() == self._main and self._worker.nesting > 0)
         self._wants[want.number] = want
         try:
-            while self._taken.get(sequence, 0) < count:
+            while not self.has_taken(sequence, count):
                 self._wait(want, None)
         finally:
             del self._wants[want.number]
+
+    def has_taken(self, sequence: int, count: int) -> bool:
+        """Whether the consumer of a stream has taken so many items; StreamDropped if it will take no more."""
+        taken = self._taken.get(sequence, 0)
+        if taken == NEVER_MORE:
+            raise StreamDropped("nobody takes what this generator yields any more")
+        return taken >= count
 
     def _wait(self, want: Want, deadline: float | None) -> bool:
         """Until something may have changed for `want`; False: the deadline came."""
@@ -200,7 +217,7 @@ class Requests:
         worker = self._worker
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
-        if not poll.poll(None if timeout_s < 0 else timeout_s * 1000 + 1):
+        if not poll.poll(None if timeout_s < 0 else min(timeout_s, limits.LONGEST_WAIT_SECONDS) * 1000 + 1):
             return
         is_main = get_ident() == self._main
         was = worker.interruptible
@@ -233,9 +250,10 @@ class Requests:
                 want.is_answered = True
                 want.wake()
         elif kind == frames.TAKEN:
-            self._taken[number] = aux
+            self._taken[number] = NEVER_MORE if flag else aux
             for want in list(self._wants.values()):
                 want.wake()
+            self.on_taken()
         elif kind in AT_ONCE:
             worker.obey(*entry)
         elif kind == frames.TASK and flag & frames.HELP:
@@ -260,6 +278,7 @@ class Requests:
             entry = worker.queue.popleft()
             if entry[0] == frames.TASK:
                 returned.append(entry[3])
+                worker.forget_task(entry[1], entry[4])
                 worker.forget_dependencies()
             else:
                 worker.obey(*entry)

@@ -56,6 +56,13 @@ class LinkClosed(Exception):
     """The owner is gone, or done with this worker."""
 
 
+class Referring(bytes):
+    """A body that names references: it keeps them until it is sent. If they died before, their release would be on its
+    way before the body that hands them on."""
+
+    references: Any
+
+
 class Worker:
     """The state of this process as a worker; there is one."""
 
@@ -77,6 +84,8 @@ class Worker:
         self.requests: Requests | None = None
         self.arrived: dict[int, tuple[int, bytes]] = {}  # what the next task depends on
         self.collects = False  # references in results are counted
+        self.hosts_actor = False
+        self.is_skipping = False  # a call of the actor's could not be decoded: what follows it comes again, in order
         self.concurrent: Any = None  # actors.ThreadedActor or AsyncActor: calls run beside each other
         self.checkpoints: actors.Checkpoints | None = None
         self._storing = threading.RLock()
@@ -139,6 +148,11 @@ class Worker:
             self.exchange.add(number, self.link.fds.popleft(), *marshal.loads(body))
         elif kind == frames.OBJECT:
             self.arrived[number] = (flag, body)
+        elif kind == frames.RESUME:
+            self.is_skipping = False
+        elif kind == frames.CANCEL:
+            if self.concurrent is not None:
+                self.concurrent.cancel(number)
         elif kind == frames.HELLO:
             self.hello(marshal.loads(body))
         elif kind == frames.LOOSE_FD:
@@ -198,11 +212,15 @@ class Worker:
 
     def execute(self, how: int, callable_id: int, sequence: int, payload: bytes) -> None:
         words = self.words
+        if self.is_skipping:
+            self.forget_task(how, payload)
+            self.forget_dependencies()
+            return
         started = monotonic_ns()
         words[SINCE_NS] = started
         words[CLAIMED] = words[RUNNING] = sequence
         if words[REVOKED_FROM] <= sequence:
-            self.skip(sequence)
+            self.skip(how, sequence, payload)
             return
         if self.concurrent is not None and how & frames.HOW_MASK == frames.METHOD:
             self.start_concurrently(how, callable_id, payload, sequence)
@@ -305,7 +323,8 @@ class Worker:
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         if references:
             flag |= frames.HAS_REFERENCES
-            body = marshal.dumps((body, [reference._id for reference in references]))
+            body = Referring(marshal.dumps((body, [reference._id for reference in references])))
+            body.references = references
         return flag, body
 
     def store(self, encoded: Any) -> bytes:
@@ -326,13 +345,15 @@ class Worker:
                 raise ValueError(f"the task was to return {count} values (num_returns), and returned {len(results)}")
         else:
             results = result
-        for position, value in enumerate(results):
+        try:
+            for position, value in enumerate(results):
+                if count < 0:
+                    self.need_requests().wait_until_taken(sequence, position + 1 + count)
+                flag, body = self.pack(value)
+                self.send(frame(frames.ITEM, body, flag=flag, aux=position, number=sequence))
+        finally:
             if count < 0:
-                self.need_requests().wait_until_taken(sequence, position + 1 + count)
-            flag, body = self.pack(value)
-            self.send(frame(frames.ITEM, body, flag=flag, aux=position, number=sequence))
-        if count < 0:
-            self.need_requests().stream_ended(sequence)
+                self.need_requests().stream_ended(sequence)
 
     def load_callable(self, callable_id: int) -> Any:
         flag, body = self.callable_bytes[callable_id]
@@ -360,18 +381,21 @@ class Worker:
     def decoding_failed(self, error: BaseException, sequence: int) -> tuple[int, bytes]:
         missing = self.namespace.missing_name(error)
         if missing is not None:
+            self.is_skipping = self.hosts_actor
             self.send(frame(frames.NEED, marshal.dumps((*missing, describe(error))), number=sequence))
             return -1, b""
         return self.encode_failure(frames.ARGUMENT_NOT_UNPICKLED, error)
 
-    def skip(self, sequence: int) -> None:
+    def skip(self, how: int, sequence: int, payload: bytes) -> None:
         """The owner has taken this task back, and all that are queued behind it."""
         skipped = [sequence]
+        self.forget_task(how, payload)
         kept = []
         while self.queue:
             entry = self.queue.popleft()
             if entry[0] == frames.TASK and entry[3] > sequence:
                 skipped.append(entry[3])
+                self.forget_task(entry[1], entry[4])
             elif entry[0] == frames.OBJECT:  # for one of these
                 self.discard(entry[1], entry[4])
             else:
@@ -408,6 +432,7 @@ class Worker:
 
     def host_actor(self, concurrency: int, is_async: bool, checkpoint_every: int) -> None:
         """This worker is for an actor."""
+        self.hosts_actor = True
         if is_async:
             self.concurrent = actors.AsyncActor(self, concurrency)
         elif concurrency > 1:
@@ -422,6 +447,7 @@ class Worker:
             name, arguments, returns = self.decode_call(how, callable_id, payload)
         except BaseException as error:
             status, body = self.decoding_failed(error, sequence)
+            self.forget_dependencies()
             if status >= 0:
                 self.answer(sequence, status, body)
             return
@@ -446,11 +472,7 @@ class Worker:
         try:
             result = actors.call_method(self, name, arguments, 0)
             if hasattr(result, "__aiter__"):
-                position = 0
-                async for value in result:
-                    flag, body = self.pack(value)
-                    self.send(frame(frames.ITEM, body, flag=flag, aux=position, number=sequence))
-                    position += 1
+                await self.stream(result, returns, sequence)
                 result = None
             else:
                 if hasattr(result, "__await__"):
@@ -461,6 +483,22 @@ class Worker:
         except BaseException as error:
             return self.failed(error)
         return self.packed(result)
+
+    async def stream(self, values: Any, returns: int, sequence: int) -> None:
+        """What an asynchronous generator of the actor's yields; see `send_results`."""
+        requests = self.need_requests()
+        position = 0
+        try:
+            async for value in values:
+                while returns < 0 and not requests.has_taken(sequence, position + 1 + returns):
+                    await self.concurrent.something_taken()
+                flag, body = self.pack(value)
+                self.send(frame(frames.ITEM, body, flag=flag, aux=position, number=sequence))
+                position += 1
+        finally:
+            requests.stream_ended(sequence)
+            if hasattr(values, "aclose"):
+                await values.aclose()
 
     def failed(self, error: BaseException) -> tuple[int, bytes]:
         return self.encode_failure(frames.TASK_EXITED if isinstance(error, SystemExit) else frames.TASK_RAISED, error)
@@ -514,6 +552,11 @@ class Worker:
             self.hold(references)
         if flag & frames.STORED:
             self.exchange.give_back(body)
+
+    def forget_task(self, how: int, payload: bytes) -> None:
+        """A task that does not run here after all: the references in its arguments were handed over, and go back."""
+        if how & frames.ENVELOPE:
+            self.hold(marshal.loads(payload)[2])
 
     def forget_dependencies(self) -> None:
         """Those of tasks that do not run here after all."""
