@@ -263,6 +263,8 @@ def task_options(
         raise ValueError(f"max_retries is 0 or more, -1 for always, or None for the default, not {max_retries!r}")
     if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
         raise ValueError(f"timeout_s is a number of seconds above 0, or None, not {timeout_s!r}")
+    if not isinstance(name, str):
+        raise ValueError(f"name is a string, not {name!r}")
     if not isinstance(priority, int):
         raise ValueError(f"priority is a whole number, not {priority!r}")
     if not isinstance(retry_exceptions, bool):

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 def with_dependencies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, list[ObjectRef]]:
     """(args, kwargs, dependencies): each top-level reference is replaced by its position among the dependencies."""
-    found: list[ObjectRef] = []
+    found: dict[ObjectRef, int] = {}  # each once: its value is sent once
 
     def replaced(value: Any) -> Any:
         if type(value) is not ObjectRef:
             return value
-        found.append(value)
-        return Dependency(len(found) - 1)
+        return Dependency(found.setdefault(value, len(found)))
 
-    return tuple(map(replaced, args)), {name: replaced(value) for name, value in kwargs.items()}, found
+    args = tuple(map(replaced, args))
+    return args, {name: replaced(value) for name, value in kwargs.items()}, list(found)
 
 
 class Options:

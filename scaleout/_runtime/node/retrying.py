@@ -12,7 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from scaleout._runtime.node.owner import Owner
+
+    Owner = Any  # node.owner's, which is put together from this and others
 
 
 class Retrying:
