@@ -628,7 +628,10 @@ class Dispatching(RuleBasedStateMachine):
     def do_start(self, count: int) -> None:
         for _ in range(count):
             lane = self.group.worker_started(f"w{len(self.ended)}-{id(self) % 97}")
-            self.workers.append(SimulatedWorker(lane))
+            self.workers.append(self.new_worker(lane))
+
+    def new_worker(self, lane: Lane) -> SimulatedWorker:
+        return SimulatedWorker(lane)
 
     def do_send(self, lane: Lane, tasks: list[Task]) -> None:
         if lane.state != DEAD:
@@ -718,12 +721,24 @@ class Dispatching(RuleBasedStateMachine):
                 worker.queue = deque(entry for entry in worker.queue if entry[0] < sequence)
                 worker.reports.append(("returned", skipped))
                 return
-            elsewhere = [other for other in self.workers if other.running and other.running[1] is task]
-            assert not elsewhere, f"task {task.index} runs on two workers"
-            again = self.starts[task.index]
-            assert again <= self.max_retries, f"task {task.index} is begun for the {again + 1}th time"
-            worker.running = (sequence, task)
-            assert sum(1 for other in self.workers if other.running) <= self.group.size
+            self.begin(worker, sequence, task)
+
+    def begin(self, worker: SimulatedWorker, sequence: int, task: Task) -> None:
+        elsewhere = [other for other in self.workers if task in self.begun(other)]
+        assert not elsewhere, f"task {task.index} runs on two workers"
+        again = self.starts[task.index]
+        assert again <= self.max_retries, f"task {task.index} is begun for the {again + 1}th time"
+        worker.running = (sequence, task)
+        assert self.may_be_more or sum(1 for other in self.workers if self.begun(other)) <= self.group.size
+
+    may_be_more = False  # workers at work than the group's size
+
+    def begun(self, worker: SimulatedWorker) -> list[Task]:
+        """What the worker has begun and not ended."""
+        return [worker.running[1]] if worker.running is not None else []
+
+    def may_leave(self, worker: SimulatedWorker) -> bool:
+        return worker.is_told_to_exit and not worker.queue and not worker.running
 
     @rule(are_ready=st.booleans())
     def lend(self, are_ready: bool) -> None:
@@ -846,13 +861,12 @@ class Dispatching(RuleBasedStateMachine):
             self.bury(worker, is_charged=False)
         self.settle()
 
-    @precondition(lambda self: any(worker.is_told_to_exit and not worker.queue for worker in self.workers))
+    @precondition(lambda self: any(self.may_leave(worker) for worker in self.workers))
     @rule(data=st.data())
     def worker_exits(self, data: st.DataObject) -> None:
-        leaving = [w for w in self.workers if w.is_told_to_exit and not w.queue and not w.running]
-        if leaving:
-            self.bury(data.draw(st.sampled_from(leaving)), is_charged=True)
-            self.settle()
+        leaving = [worker for worker in self.workers if self.may_leave(worker)]
+        self.bury(data.draw(st.sampled_from(leaving)), is_charged=True)
+        self.settle()
 
     def bury(self, worker: SimulatedWorker, is_charged: bool) -> None:
         if worker.direct is not None:
@@ -861,8 +875,7 @@ class Dispatching(RuleBasedStateMachine):
             self.group.lane_came_back(worker.lane)
         while worker.reports:  # its stream is read to the end
             self.hear(worker)
-        if worker.running is not None:
-            _, task = worker.running
+        for task in self.begun(worker):
             if is_charged or not self.max_retries:  # without retries it runs at most once, whoever is to blame
                 self.starts[task.index] += 1
             else:
@@ -909,7 +922,10 @@ class Dispatching(RuleBasedStateMachine):
     def holds(self) -> None:
         if hasattr(self, "group"):
             self.group.validate()
-            assert sum(lane.state == OPEN for lane in self.group.lanes) <= self.group.size
+            assert self.may_be_more or sum(lane.state == OPEN for lane in self.group.lanes) <= self.group.size
+
+    def heal(self) -> None:
+        """What a subclass has broken."""
 
     def teardown(self) -> None:
         """Healed: every worker works, every report arrives, every timer fires. All must come to an end."""
@@ -918,6 +934,7 @@ class Dispatching(RuleBasedStateMachine):
         for _ in range(3000):
             if len(self.ended) == len(self.tasks) and not self.group.has_work:
                 break
+            self.heal()
             for task in self.away:
                 self.group.resubmitted(task)
             self.away.clear()
@@ -932,7 +949,7 @@ class Dispatching(RuleBasedStateMachine):
                     if worker.lane.revoked_from == worker.settling.pop(0):
                         self.group.revocation_settled(worker.lane, worker.claimed)
                 self.carry_out()
-                if worker.is_told_to_exit and not worker.queue and not worker.running:
+                if self.may_leave(worker):
                     self.bury(worker, is_charged=True)
             self.group.tick()
             self.settle()
@@ -941,7 +958,8 @@ class Dispatching(RuleBasedStateMachine):
         assert not self.group.has_work
         if not self.group.is_closing and not self.group.is_broken:
             serving = [lane for lane in self.group.lanes if lane.state in SERVING]
-            assert len(serving) == self.group.size, (len(serving), self.group.size)
+            assert len(serving) == self.group.size or self.may_be_more, (len(serving), self.group.size)
+            assert len(serving) >= self.group.size
 
 
 TestDispatching = Dispatching.TestCase

@@ -23,7 +23,8 @@ Invariants (checked by `validate`, which the tests call after every fact):
 - at most `size` lanes have anything in flight, so Pool(1) never runs two tasks at once, not even while a worker
   that has served its time still runs its last task beside its replacement;
 - nothing is sent to a lane with a revocation under way (so one word is enough for the protocol);
-- a lane whose task waits for other tasks is sent nothing but help; without help it has given its slot back.
+- a lane whose task waits for other tasks is sent nothing but help; without help it has given its slot back, if the
+  group is elastic; lanes that go on after that are the only reason why more than `size` may be busy.
 
 Rejected: a global queue that workers pull from (a round trip per task), and static assignment (uneven tasks).
 """
@@ -63,6 +64,7 @@ class Lane:
         "bytes_inflight",
         "finished",
         "finished_at_tick",
+        "helps",
         "inflight",
         "is_blocked",
         "is_busy",
@@ -88,6 +90,7 @@ class Lane:
         self.left = left
         self.finished = 0
         self.finished_at_tick = -1
+        self.helps: dict[Task, int] = {}  # of `inflight`, what was sent as help; with how many tasks waited then
         self.is_blocked = False  # what runs there waits for other tasks, and has given its slot back
         self.is_busy = False
         self.is_isolated = False  # runs a suspect, alone
@@ -97,6 +100,11 @@ class Lane:
         self.revoked_from = 0  # 0: no revocation under way
         self.unreturned: set[int] = set()
         self.waits = 0  # how many of the tasks that run there, one inside the other, wait: it is sent nothing but help
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the innermost of the tasks that run there waits, so that nothing happens there."""
+        return self.waits > (next(reversed(self.helps.values())) if self.helps else 0)
 
 
 class Group:
@@ -171,6 +179,8 @@ class Group:
         lane.bytes_inflight -= task.size_bytes
         lane.finished += 1
         task.profile.add(duration_us)
+        if lane.helps:
+            self._help_left(lane, task)
         if lane.revoked_from:
             lane.unreturned.discard(sequence)
             self._revocation_progress(lane)
@@ -314,8 +324,8 @@ class Group:
             left.extend(lane.inflight)
             lane.inflight.clear()
             lane.bytes_inflight = 0
+            lane.helps.clear()
             lane.is_busy = lane.is_blocked = lane.is_isolated = False
-            lane.waits = 0
         self.ready.clear()
         self.away.clear()
         self.suspects = 0
@@ -344,14 +354,18 @@ class Group:
         """Ask for as many workers as are missing; while closing, for as many as the rest of the work can use."""
         if self.is_broken:
             return
-        wanted = (min(self.size, len(self.ready)) if self.is_closing else self.size) + self.blocked
-        missing = wanted - self.asked - self._serving()
+        wanted = min(self.size, len(self.ready)) if self.is_closing else self.size
+        missing = wanted - self.asked - self._usable()
         if missing > 0:
             self.asked += missing
             self.effects.append(("start", missing))
 
     def _serving(self) -> int:
         return sum(1 for lane in self.lanes if lane.state in SERVING)
+
+    def _usable(self) -> int:
+        """A lane that is blocked has another in its place until it goes on."""
+        return sum(1 for lane in self.lanes if lane.state in SERVING and not lane.is_blocked)
 
     def worker_started(self, worker: Any) -> Lane:
         self.asked = max(0, self.asked - 1)
@@ -390,6 +404,7 @@ class Group:
             lane.is_blocked = False
             self.blocked -= 1
         lane.inflight.clear()
+        lane.helps.clear()
         lane.bytes_inflight = 0
         lane.revoked_from = 0
         lane.is_isolated = False
@@ -427,7 +442,7 @@ class Group:
 
     def _shrink(self, size: int) -> None:
         self.size = max(0, min(self.size, size))
-        if self.size == 0 and not self.is_broken:
+        if size <= 0 and not self.is_broken:  # `self.size` may be 0 for a while, without harm, if it is elastic
             self.is_broken = True
             self.effects.append(("broken",))
 
@@ -441,7 +456,7 @@ class Group:
 
     def resized(self, size: int) -> None:
         self.size = size
-        excess = self._serving() - size
+        excess = self._usable() - size
         for lane in sorted(self.lanes, key=lambda lane: len(lane.inflight)):
             if excess <= 0:
                 break
@@ -465,7 +480,7 @@ class Group:
         """Nothing is ready and nothing runs: threads that make one call after another may use the lanes themselves."""
         if self.has_work or self.is_closing or self.tasks_per_worker is not None:
             return []
-        lent = list(self.open_lanes)
+        lent = list(islice(self.open_lanes, self.size))
         for lane in lent:
             self._unlist(lane)
             lane.state = LENT
@@ -476,7 +491,7 @@ class Group:
         """Nobody talks to it directly any more."""
         if lane.state == LENT:
             lane.state = OPEN
-            if self._serving() > self.size + self.blocked and not self.is_elastic:  # resized in the meantime
+            if self._usable() > self.size and not self.is_elastic:  # resized in the meantime
                 self._retire(lane)
                 return
             self._list(lane)
@@ -515,21 +530,31 @@ class Group:
 
     def lane_blocked(self, lane: Lane) -> None:
         """It waits, and there is nothing that it could do meanwhile: its slot is free."""
-        if not self.is_elastic or lane.state == DEAD or lane.is_blocked or not lane.inflight:
-            return
-        lane.is_blocked = True
-        self.blocked += 1
-        if lane.is_busy:
-            lane.is_busy = False
-            self.busy -= 1
-        self.refill()
+        if self.is_elastic and lane.is_stuck:
+            self._block(lane)
+            self.refill()
 
-    def lane_continues(self, lane: Lane) -> None:
+    def lane_continues(self, lane: Lane, inside: int = 0) -> None:
         """It has what it waited for, and takes a slot, be there one or not: the next one that becomes free is not given
-        away then."""
+        away then.
+
+        `inside`: so many that began to wait there later still do. What has waited goes on after them, not now.
+        """
         lane.waits -= 1
-        self._unblock(lane)
+        for help, waits in lane.helps.items():
+            if waits > lane.waits - inside:
+                lane.helps[help] = waits - 1
+        if not inside:
+            self._unblock(lane)
         self._lane_freed(lane)
+
+    def _block(self, lane: Lane) -> None:
+        if self.is_elastic and lane.inflight and not lane.is_blocked:
+            lane.is_blocked = True
+            self.blocked += 1
+            if lane.is_busy:
+                lane.is_busy = False
+                self.busy -= 1
 
     def _unblock(self, lane: Lane) -> None:
         if lane.is_blocked:
@@ -538,6 +563,13 @@ class Group:
             if lane.inflight:
                 lane.is_busy = True
                 self.busy += 1
+
+    def _help_left(self, lane: Lane, task: Task) -> None:
+        """Done or not, if it was the last help: who waits there may be waiting for something else."""
+        if task in lane.helps:
+            del lane.helps[task]
+            if lane.is_stuck:
+                self._block(lane)
 
     def help_wanted(self, lane: Lane, task: Task) -> bool:
         """What runs on the lane waits for this task: it may run there at once, if no worker has it yet.
@@ -554,6 +586,7 @@ class Group:
         task.runner = lane
         lane.next_sequence += 1
         lane.inflight.append(task)
+        lane.helps[task] = lane.waits
         lane.bytes_inflight += task.size_bytes
         self.effects.append(("help", lane, task))
         return True
@@ -575,7 +608,7 @@ class Group:
 
     def tick(self) -> None:
         """Called every STALL_SECONDS while `needs_tick`: take back what is stuck behind a long task."""
-        has_idle = any(lane.state == OPEN and not lane.inflight for lane in self.lanes)
+        has_idle = self.busy < self.size and any(lane.state == OPEN and not lane.inflight for lane in self.lanes)
         for lane in self.lanes:
             queued = len(lane.inflight) - 1
             if queued < 1 or lane.revoked_from or lane.waits:
@@ -589,7 +622,7 @@ class Group:
 
     @property
     def needs_tick(self) -> bool:
-        return any(len(lane.inflight) > 1 for lane in self.lanes)
+        return any(len(lane.inflight) > 1 and not lane.waits for lane in self.lanes)
 
     def revocation_settled(self, lane: Lane, claimed: int) -> None:
         """At least the settling time after "revoke": what the worker has not claimed is ours again."""
@@ -623,7 +656,9 @@ class Group:
         for task in back:
             lane.inflight.remove(task)
             lane.bytes_inflight -= task.size_bytes
-            if lane.left is not None:
+            if task in lane.helps:
+                self._help_left(lane, task)
+            elif lane.left is not None:  # help does not count: it is part of what it helps
                 lane.left += 1
         self._put_back([task for task in back if task.state != FINISHED])
 
@@ -655,9 +690,12 @@ class Group:
                     continue
                 break  # it waits for a lane to itself; until then no lane is filled up with what stands behind it
             lane = self.open_lanes[0]
+            if not lane.inflight and self.busy >= self.size:
+                busy = next((lane for lane in self.open_lanes if lane.inflight), None)
+                if busy is None:
+                    break
+                lane = busy  # the idle one has to wait for a slot; this one may have more queued
             held = len(lane.inflight)
-            if not held and self.busy >= self.size:
-                break
             room = self._credit(lane, ready[0]) - held
             if room <= 0:
                 self._unlist(lane)
@@ -665,6 +703,8 @@ class Group:
             # An idle lane gets its share among the idle: those before it have theirs, and stand behind it again.
             sharing = len(self.open_lanes) if held else min(len(self.open_lanes), self.size - self.busy)
             self._assign(lane, min(room, len(ready) // sharing or 1))
+        if ready and self.blocked:
+            self.refill()
         if ready or self.is_closing:
             self._want_lanes()
         if self.is_closing:
@@ -818,14 +858,16 @@ class Group:
         for lane in self.lanes:
             busy += bool(lane.inflight) and not lane.is_blocked
             assert not (lane.waits and lane.is_listed)
-            assert lane.waits or not lane.is_blocked
+            assert lane.is_stuck or not lane.is_blocked
+            assert lane.waits >= 0 and all(task in lane.inflight for task in lane.helps)
             sequences = [task.sequence for task in lane.inflight]
             assert sequences == sorted(sequences), sequences
             assert lane.bytes_inflight == sum(task.size_bytes for task in lane.inflight)
             assert not (lane.is_listed and (lane.revoked_from or lane.state != OPEN))
             assert not lane.is_isolated or len(lane.inflight) == 1
             if lane.left is not None and self.tasks_per_worker is not None:
-                assert lane.left >= 0 and len(lane.inflight) <= self.tasks_per_worker - lane.left
+                served = len(lane.inflight) - len(lane.helps)
+                assert lane.left >= 0 and served <= self.tasks_per_worker - lane.left
         assert self.suspects == sum(task.state == SUSPECT for task in self.ready)
         assert self.blocked == sum(lane.is_blocked for lane in self.lanes)
         assert busy == self.busy, (busy, self.busy)
