@@ -54,7 +54,7 @@ def test_runs(block: Block, tmp_path: Path) -> None:
 
 
 def test_there_are_blocks() -> None:
-    assert {block.page for block in BLOCKS} >= {"README.md", "migration.md"}
+    assert {block.page for block in BLOCKS} >= {"README.md", "migration.md", "tasks.md", "actors.md", "failures.md"}
 
 
 def test_what_is_a_block() -> None:
