@@ -29,6 +29,8 @@ client: Any = None
 
 make_client: Callable[[], Any] = None  # type: ignore[assignment]  # set by `session`
 
+find_reference: Callable[[int], Any] = None  # type: ignore[assignment]  # likewise: its name, in pickles, leads there
+
 
 class _Collector(threading.local):
     references: list[Any] | None = None
@@ -83,6 +85,10 @@ class HeldTable:
         self.released: deque[tuple[int, int]] = deque()
         self._held: dict[int, weakref.ref[Held]] = {}
         self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        """Whether there is something that is, or is about to be, released."""
+        return bool(self._held or self.released)
 
     def handed_over(self, object_ids: Iterable[int]) -> list[Held]:
         """A message came that counts one for each; what is returned keeps them until references are made."""
@@ -185,11 +191,6 @@ def collect(reference: Any) -> None:
 def need_client() -> Any:
     """This process's client; made at the first call."""
     return client if client is not None else make_client()
-
-
-def find_reference(object_id: int) -> ObjectRef:
-    """What a pickled reference becomes."""
-    return need_client().reference_of(object_id)
 
 
 class Dependency:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from scaleout._runtime.node.callables import CallableRecord
-    from scaleout._runtime.node.owner import Owner
+
+    Owner = Any  # node.owner's, which is put together from this and others
 
 
 class ActorRecord:
@@ -55,8 +56,8 @@ class ActorRecord:
             "cause": self.cause,
         }
 
-    def deliver(self, index: int, status: int, payload: Any) -> None:
-        """The sink of its constructor's call. On the reactor thread."""
+    def constructed(self, status: int, payload: Any) -> None:
+        """The constructor's call has ended. On the reactor thread."""
         if status == frames.OK or self.group.core.state == DEAD:
             return
         if not self.death:
@@ -68,6 +69,20 @@ class ActorRecord:
     def __del__(self) -> None:
         if self._pid == os.getpid() and self.group is not None and not self._owner.reactor.is_over:
             self._owner.reactor.post(partial(self._owner.close_group, self.group))
+
+
+class _Construction:
+    """The sink of the constructor's call. It must not keep the record: the mailbox has the call for good."""
+
+    keeps_objects = False
+
+    def __init__(self, record: ActorRecord) -> None:
+        self._record = weakref.ref(record)
+
+    def deliver(self, index: int, status: int, payload: Any) -> None:
+        record = self._record()
+        if record is not None:
+            record.constructed(status, payload)
 
 
 class Actors:
@@ -88,7 +103,7 @@ class Actors:
         options = record.options
         owner = self._owner
         how, payload, needs, stored, envelope = arguments
-        creation = Task(None, callable_record, how, payload, needs, stored, record, 0, Profile())
+        creation = Task(None, callable_record, how, payload, needs, stored, _Construction(record), 0, Profile())
         creation.envelope = envelope
         creation.max_retries = -1
         if owner.slots is not None:
@@ -106,6 +121,7 @@ class Actors:
         group.keeps_order = True
         group.shape = options["shape"]
         group.actor = weakref.ref(record)
+        group.facts_of_death = partial(self._facts_of, group.actor)
         name = options["name"]
         if name:
             with self._lock:
@@ -138,10 +154,17 @@ class Actors:
         return sorted(key for key in list(self._named) if self.find(*key) is not None)
 
     def kill(self, record: ActorRecord, may_restart: bool) -> None:
-        """On the reactor thread."""
+        """Its name is free at once, and what this thread calls later comes after that."""
         if not record.death and not may_restart:
             record.death = "is dead: it was killed by scaleout.kill"
-        record.group.core.killed(may_restart)
+        record.group.lent = ()
+        self._owner.reactor.post(partial(record.group.core.killed, may_restart))
+
+    def _facts_of(self, actor: weakref.ref[ActorRecord]) -> dict[str, Any]:
+        record = actor()
+        if record is None:
+            return {"message": "the actor is dead", "class": "", "name": "", "cause": None}
+        return record.facts()
 
     # -- on the reactor thread: effects of a mailbox -----------------------------------------------
 

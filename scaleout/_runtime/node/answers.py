@@ -74,7 +74,7 @@ class Answers:
     def kill_actor(self, peer: Peer, actor_id: int, may_restart: bool) -> None:
         actor = peer.holdings.find(actor_id)
         if isinstance(actor, ActorRecord) and actor.group is not None:
-            self._owner.reactor.post(partial(self._owner.actors.kill, actor, may_restart))
+            self._owner.actors.kill(actor, may_restart)
 
     def find_actor(self, peer: Peer, namespace: str, name: str) -> Any:
         actor = self._owner.actors.find(namespace, name)
