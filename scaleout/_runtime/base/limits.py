@@ -69,6 +69,9 @@ NESTING_DEPTH = 5
 HELP_DEPTH = 16
 """Tasks inside tasks that wait for them, in one worker: each takes some of the stack. Below that is another worker."""
 
+HELD_IDLE_SECONDS = 0.5
+"""A worker that idles this long and holds references looks for those that garbage and threads have let go."""
+
 REPLAY_ATTEMPTS = 3
 """How often a call may be under way when its actor's process dies and still be made again with the log: more often, and
 it is the call that kills."""

@@ -52,7 +52,7 @@ class OwnerClient:
         self._new_id = owner.clerk.new_id  # one row of numbers for all objects of this owner
         self._methods: dict[str, CallableRecord] = {}
         self._pid = os.getpid()
-        self._exported: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._exported = owner.clerk.exported
         self.is_closed = False
         self._submitted = 0  # roughly: threads may overtake one another
         self._submitted_when_awaited = 0
@@ -230,7 +230,7 @@ class OwnerClient:
 
     def kill_actor(self, hold: Any, may_restart: bool) -> None:
         self.check()
-        self._post(partial(self._owner.actors.kill, hold, may_restart))
+        self._owner.actors.kill(hold, may_restart)
 
     def find_actor(self, namespace: str, name: str) -> tuple[int, Any, dict[str, Any]] | None:
         """(number, hold, options) of the living actor of that name."""

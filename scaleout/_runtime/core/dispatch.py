@@ -76,6 +76,7 @@ class Lane:
         "next_sequence",
         "revoked_from",
         "state",
+        "talks",
         "unreturned",
         "waits",
         "worker",
@@ -98,6 +99,7 @@ class Lane:
         self.is_reopening = False
         self.is_wanted = False  # lent, and asked for
         self.revoked_from = 0  # 0: no revocation under way
+        self.talks = False  # says more than results, and so must be listened to: it is not lent
         self.unreturned: set[int] = set()
         self.waits = 0  # how many of the tasks that run there, one inside the other, wait: it is sent nothing but help
 
@@ -480,7 +482,7 @@ class Group:
         """Nothing is ready and nothing runs: threads that make one call after another may use the lanes themselves."""
         if self.has_work or self.is_closing or self.tasks_per_worker is not None:
             return []
-        lent = list(islice(self.open_lanes, self.size))
+        lent = [lane for lane in islice(self.open_lanes, self.size) if not lane.talks]
         for lane in lent:
             self._unlist(lane)
             lane.state = LENT

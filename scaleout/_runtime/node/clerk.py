@@ -118,6 +118,8 @@ class Clerk:
         self.new_id: Callable[[], int] = itertools.count(1).__next__
         self.group_of: Callable[[Any], Any] = lambda options: None
         self.history = History()
+        self.exported: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        """What was pickled here by somebody who does not count it: user code, or a function that encloses it."""
         self.has_clients = False
         self.on_first: Callable[[], None] = lambda: None  # a worker has become a client
         self.answers: Any = None
@@ -221,6 +223,7 @@ class Clerk:
         if not self.has_clients:
             self.has_clients = True
             self.on_first()
+        peer.lane.talks = True
         handler(peer, flag, aux, number, body)
         return True
 
@@ -420,6 +423,8 @@ class Clerk:
                 entry = other.holdings.find(object_id)
                 if entry is not None:
                     break
+        if entry is None:
+            entry = self.exported.get(object_id)
         if entry is None:
             entry = Entry(object_id)
             entry.deliver(0, frames.LOST, None)

@@ -219,6 +219,7 @@ class Owner:
         for task in tasks:
             if task.stored is not None:
                 self.objects.drop(task.stored)
+            task.envelope = None  # the actor's record may live on, and with it the call of its constructor
 
     def need_slots(self, amounts: dict[str, float] | None = None) -> Slots:
         """What shares this machine's resources among tasks. From the session under its lock, or, if a worker is the

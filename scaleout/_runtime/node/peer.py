@@ -106,6 +106,7 @@ class Peer:
         for entry in envelope.dependencies:
             self.add_object(parts, entry, 0, lend)
         handed_over = self.holdings.hand_over(envelope.references)
+        self.lane.talks = self.lane.talks or bool(handed_over)  # it will say when it needs them no more
         dependencies = [entry.id for entry in envelope.dependencies]
         return marshal.dumps((payload, dependencies, handed_over, envelope.returns))
 
@@ -120,6 +121,7 @@ class Peer:
             flag, body = frames.STORED, body.body
         if entry.contained:
             flag |= frames.HAS_REFERENCES
+            self.lane.talks = True
             body = marshal.dumps((body, self.holdings.hand_over(entry.contained)))
         parts.append(frame(frames.OBJECT, body, flag=flag, aux=want, number=entry.id))
 

@@ -6,11 +6,13 @@ async     the main thread runs an event loop, which also reads; each call of an 
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections import deque
 from functools import partial
 
+from scaleout._runtime.base import limits
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
 
@@ -96,6 +98,7 @@ class AsyncActor:
         self._loop = asyncio.new_event_loop()
         self._slots: Any = None
         self._tasks: dict[int, Any] = {}  # by the call's number
+        self._is_tidy_armed = False
         self._taken: Any = None  # what generators wait for that are ahead of their consumers
 
     def run(self) -> None:
@@ -156,9 +159,20 @@ class AsyncActor:
 
     def _done(self, sequence: int, task: Any) -> None:
         del self._tasks[sequence]
-        self._worker.need_requests().report_released()
+        requests = self._worker.need_requests()
+        requests.report_released()
+        if not self._tasks and not self._is_tidy_armed and requests.held:
+            self._is_tidy_armed = True
+            self._loop.call_later(limits.HELD_IDLE_SECONDS, self._tidy)
         if self._worker.has_exit:
             self._work()
+
+    def _tidy(self) -> None:
+        """See `Requests.wait_for_work`."""
+        self._is_tidy_armed = False
+        if not self._tasks:
+            gc.collect()
+            self._worker.need_requests().report_released()
 
     async def _answer(self, sequence: int, run: Any) -> None:
         import asyncio

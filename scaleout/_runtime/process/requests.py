@@ -12,6 +12,7 @@ has taken yet. It runs right there, inside the one that waits. All other tasks t
 
 from __future__ import annotations
 
+import gc
 import itertools
 import marshal
 import select
@@ -154,9 +155,16 @@ class Requests:
         self.report_released()
         want = Want(0, False)
         self._wants[0] = want
+        has_collected = False
+        deadline = time.monotonic() + limits.HELD_IDLE_SECONDS
         try:
             while not worker.queue and not worker.has_exit:
-                self._wait(want, None)
+                if not self._wait(want, deadline if self.held else None):
+                    if not has_collected:
+                        has_collected = True
+                        gc.collect()
+                    self.report_released()
+                    deadline = time.monotonic() + limits.HELD_IDLE_SECONDS
         finally:
             del self._wants[0]
 
