@@ -161,6 +161,9 @@ class ActorMethod:
         other._options = _method_options(other._given)
         return other
 
+    def __repr__(self) -> str:
+        return f"<method {self._name} of the actor {self._id:016x}>"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"a method of an actor is not called directly: use .{self._name}.remote(...)")
 

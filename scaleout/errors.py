@@ -109,11 +109,13 @@ class OutOfMemoryError(WorkerDiedError):
 class ActorDiedError(ScaleoutError):
     """The actor is dead: its constructor raised, its process died, it was killed, or it left.
 
-    Attributes: `class_name`, `name` (empty if it has none).
+    Attributes: `class_name`, `name` (empty if it has none), `is_restarting` (whether only this call is lost, and the
+    actor is started again).
     """
 
     class_name: str
     name: str
+    is_restarting: bool = False
 
 
 class ObjectLostError(ScaleoutError):

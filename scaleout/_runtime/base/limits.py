@@ -80,7 +80,7 @@ ACTOR_WINDOW_TASKS = 256
 """Calls that are sent to an actor before it has answered: what is sent need not be waited for."""
 
 KEPT_BACK_SECONDS = 0.0005
-"""How long the youngest task that a worker has submitted is kept from others: mostly it waits for it, and then does it."""
+"""So long the youngest task that a worker has submitted is kept from others: mostly it waits for it, and does it."""
 
 ENDLESS_RETRIES = 1 << 30
 """What -1 means: more often than any worker dies."""

@@ -51,6 +51,9 @@ class StreamOfRefs:
         except StopIteration:
             raise LookupError from None
 
+    def __repr__(self) -> str:
+        return f"<stream of references, {self._position} taken{', at its end' if self._is_over else ''}>"
+
     def __reduce__(self) -> Any:
         raise TypeError("a stream of references cannot be pickled; pass the references that it gives")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TaskExceptions(Exceptions):
-    """The classes of `scaleout.errors`; the task's own exceptions come as they are, with the remote traceback as cause."""
+    """The classes of `scaleout.errors`; a task's own exceptions come as they are, the remote traceback as cause."""
 
     terminated = "the session ended before this task had a result"
     initializer_failed = "no worker could be started"
@@ -64,7 +64,9 @@ class TaskExceptions(Exceptions):
 
     def actor_died(self, failure: Failure, first_index: int | None) -> BaseException:
         facts = failure.facts
-        error = errors.ActorDiedError(facts["message"], class_name=facts["class"], name=facts["name"])
+        error = errors.ActorDiedError(
+            facts["message"], class_name=facts["class"], name=facts["name"], is_restarting=facts["is_restarting"]
+        )
         if facts["cause"] is not None:
             cause = outcome(frames.TASK_RAISED, facts["cause"])[1]
             if cause.error is not None:

@@ -44,8 +44,9 @@ class OwnerClient:
     def __init__(self, session: EmbeddedSession, owner: Owner, namespace: str = "") -> None:
         self._session = session
         self._owner = owner
-        self._slots: Any = owner.slots
-        self._slots.namespace = namespace
+        slots: Any = owner.slots
+        self._slots = slots
+        slots.namespace = namespace
         self.namespace = namespace
         self._post = owner.reactor.post
         self._encode = session.encode

@@ -26,38 +26,33 @@ if TYPE_CHECKING:
     Owner = Any  # node.owner's, which is put together from this and others
 
 
-class ActorRecord:
-    """One actor, as its owner holds it. `options`: plain data, see `client.graph.ActorOptions`."""
+class Fate:
+    """What is said of an actor, also when nobody holds it any more. `options` are those of `session.actor_options`."""
 
-    __slots__ = ("__weakref__", "_owner", "_pid", "cause", "death", "group", "id", "options")
+    __slots__ = ("cause", "death", "group", "options")
 
-    contained: tuple[Any, ...] = ()
-
-    def __init__(self, actor_id: int, options: dict[str, Any], owner: Owner) -> None:
-        self.id = actor_id
+    def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
-        self._owner = owner
-        self._pid = os.getpid()
         self.group: WorkerGroup = None  # type: ignore[assignment]
         self.death = ""
         self.cause: Any = None  # what its constructor raised, as its worker described it
 
-    @property
-    def label(self) -> str:
-        name = self.options["name"]
-        return f"the actor {self.options['class_name']}" + (f" named {name!r}" if name else "")
-
-    def facts(self, message: str = "") -> dict[str, Any]:
+    def facts(self, message: str = "", is_restarting: bool = False) -> dict[str, Any]:
         """The payload of a call that fails with it."""
+        class_name, name = self.options["class_name"], self.options["name"]
+        label = f"the actor {class_name}" + (f" named {name!r}" if name else "")
         return {
-            "message": f"{self.label} {message or self.death}",
-            "class": self.options["class_name"],
-            "name": self.options["name"],
+            "message": f"{label} {message or self.death or 'is dead'}",
+            "class": class_name,
+            "name": name,
             "cause": self.cause,
+            "is_restarting": is_restarting,
         }
 
-    def constructed(self, status: int, payload: Any) -> None:
-        """The constructor's call has ended. On the reactor thread."""
+    keeps_objects = False
+
+    def deliver(self, index: int, status: int, payload: Any) -> None:
+        """The sink of its constructor's call. On the reactor thread."""
         if status == frames.OK or self.group.core.state == DEAD:
             return
         if not self.death:
@@ -66,23 +61,33 @@ class ActorRecord:
             self.cause = payload
         self.group.core.creation_failed()
 
+
+class ActorRecord:
+    """One actor, as long as somebody holds a handle."""
+
+    __slots__ = ("__weakref__", "_owner", "_pid", "fate", "group", "id")
+
+    contained: tuple[Any, ...] = ()
+
+    def __init__(self, actor_id: int, options: dict[str, Any], owner: Owner) -> None:
+        self.id = actor_id
+        self.fate = Fate(options)
+        self._owner = owner
+        self._pid = os.getpid()
+        self.group: WorkerGroup = None  # type: ignore[assignment]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.fate.options
+
+    @property
+    def death(self) -> str:
+        """How it came to be dead; empty while it is not."""
+        return self.fate.death
+
     def __del__(self) -> None:
         if self._pid == os.getpid() and self.group is not None and not self._owner.reactor.is_over:
             self._owner.reactor.post(partial(self._owner.close_group, self.group))
-
-
-class _Construction:
-    """The sink of the constructor's call. It must not keep the record: the mailbox has the call for good."""
-
-    keeps_objects = False
-
-    def __init__(self, record: ActorRecord) -> None:
-        self._record = weakref.ref(record)
-
-    def deliver(self, index: int, status: int, payload: Any) -> None:
-        record = self._record()
-        if record is not None:
-            record.constructed(status, payload)
 
 
 class Actors:
@@ -103,7 +108,7 @@ class Actors:
         options = record.options
         owner = self._owner
         how, payload, needs, stored, envelope = arguments
-        creation = Task(None, callable_record, how, payload, needs, stored, _Construction(record), 0, Profile())
+        creation = Task(None, callable_record, how, payload, needs, stored, record.fate, 0, Profile())
         creation.envelope = envelope
         creation.max_retries = -1
         if owner.slots is not None:
@@ -120,8 +125,8 @@ class Actors:
         creation.group = group
         group.keeps_order = True
         group.shape = options["shape"]
-        group.actor = weakref.ref(record)
-        group.facts_of_death = partial(self._facts_of, group.actor)
+        group.actor = record.fate
+        record.fate.group = group
         name = options["name"]
         if name:
             with self._lock:
@@ -156,27 +161,18 @@ class Actors:
     def kill(self, record: ActorRecord, may_restart: bool) -> None:
         """Its name is free at once, and what this thread calls later comes after that."""
         if not record.death and not may_restart:
-            record.death = "is dead: it was killed by scaleout.kill"
+            record.fate.death = "is dead: it was killed by scaleout.kill"
         record.group.lent = ()
         self._owner.reactor.post(partial(record.group.core.killed, may_restart))
-
-    def _facts_of(self, actor: weakref.ref[ActorRecord]) -> dict[str, Any]:
-        record = actor()
-        if record is None:
-            return {"message": "the actor is dead", "class": "", "name": "", "cause": None}
-        return record.facts()
 
     # -- on the reactor thread: effects of a mailbox -----------------------------------------------
 
     def dead(self, group: WorkerGroup, tasks: list[Task]) -> None:
-        record = group.actor()
-        facts: Any = {"message": "the actor is dead", "class": "", "name": "", "cause": None}
-        if record is not None:
-            if not record.death:
-                record.death = f"is dead: {self._story(group)}"
-            facts = record.facts()
-            self._detached.discard(record)
-        group.failure = facts
+        fate = group.actor
+        if not fate.death:
+            fate.death = f"is dead: {self._story(group)}"
+        self._detached = {record for record in self._detached if record.fate is not fate}
+        facts = fate.facts()
         for task in tasks:
             group.finish(task, frames.ACTOR_DIED, facts)
         slots = self._owner.slots
@@ -186,11 +182,8 @@ class Actors:
 
     def lost(self, group: WorkerGroup, tasks: list[Task]) -> None:
         """Calls that had begun when the process died, of an actor that is started again."""
-        record = group.actor()
-        if record is not None:
-            facts = record.facts(f"died while it ran this call, and is started again; {self._story(group)}")
-        else:
-            facts = {"message": "the actor died while it ran this call", "class": "", "name": "", "cause": None}
+        story = f"died while it ran this call, and is started again; {self._story(group)}"
+        facts = group.actor.facts(story, is_restarting=True)
         for task in tasks:
             group.finish(task, frames.ACTOR_DIED, facts)
 

@@ -88,7 +88,7 @@ class Answers:
 
     def leave_actor(self, peer: Peer) -> None:
         """The actor that this worker hosts wants to end."""
-        record = peer.group.actor() if peer.group.actor is not None else None
-        if record is not None and not record.death:
-            record.death = "is dead: it left by exit_actor"
+        fate = peer.group.actor
+        if fate is not None and not fate.death:
+            fate.death = "is dead: it left by exit_actor"
             self._owner.reactor.post(partial(peer.group.core.killed, False))

@@ -20,7 +20,6 @@ from scaleout._runtime.wire import frames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from scaleout._runtime.core.dispatch import Group
@@ -45,8 +44,7 @@ class WorkerGroup:
         self.wants_direct = False  # set by submitting threads
         self.keeps_order = False  # its tasks are an actor's calls
         self.shape: Any = ()  # what each of its tasks needs, for a group that shares the node's resources
-        self.actor: Any = None  # a weak reference to its record
-        self.facts_of_death: Callable[[], Any] = dict  # what a call of the dead actor fails with
+        self.actor: Any = None  # actors.Fate: what is said of it
         self.last_peer: Peer | None = None  # that died
         self.is_watched = False  # somebody looks whether a direct call stays parked
         self.is_opened = threading.Event()
@@ -70,7 +68,7 @@ class WorkerGroup:
         """It comes too late."""
         task.state = FINISHED
         if self.keeps_order and self.core.is_broken:
-            self.finish(task, frames.ACTOR_DIED, self.facts_of_death())
+            self.finish(task, frames.ACTOR_DIED, self.actor.facts())
         elif self.core.is_broken:
             self.finish(task, frames.GROUP_BROKEN, self.failure)
         else:

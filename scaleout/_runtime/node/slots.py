@@ -34,7 +34,10 @@ def described(shape: Iterable[tuple[str, int]]) -> str:
     >>> described((("CPU", 500), ("GPU", 2000)))
     '0.5 CPU, 2 GPU'
     """
-    return ", ".join(f"{amount / MILLI:g} {name}" for name, amount in shape) or "nothing"
+    parts = []
+    for name, amount in shape:
+        parts.append(f"{amount // MILLI} bytes of memory" if name == "memory" else f"{amount / MILLI:g} {name}")
+    return ", ".join(parts) or "nothing"
 
 
 def _has_gpus(shape: Shape) -> bool:

@@ -340,7 +340,12 @@ class Worker:
         if count == 0:
             return
         if count > 0:
-            results = list(result)
+            try:
+                results = list(result)
+            except TypeError:
+                raise TypeError(
+                    f"the task was to return {count} values (num_returns), and returned one {type(result).__name__}"
+                ) from None
             if len(results) != count:
                 raise ValueError(f"the task was to return {count} values (num_returns), and returned {len(results)}")
         else:
