@@ -43,6 +43,7 @@ class WarmGroup:
         self.idle_since = 0.0
         self.idle_timeout_s = IDLE_TIMEOUT_S
         self.is_watched = False  # a look at its idle time is under way
+        self.is_left_behind = False  # the interpreter exits: who still has it must not touch it any more
 
 
 class WarmGroups:
@@ -115,6 +116,7 @@ class WarmGroups:
             idle, self._idle = self._idle, []
             taken, self._taken = self._taken, []
         for warm in taken:
+            warm.is_left_behind = True
             _kill(warm.group)
         for warm in idle:
             warm.group.close()
@@ -123,6 +125,8 @@ class WarmGroups:
             if not warm.group.join(max(0.0, deadline - time.monotonic())):
                 _kill(warm.group)
                 warm.group.join(END_LIMIT_S)
+        if idle or taken:
+            session.close_idle()  # no group will come any more, and who dies with an open socket is warned about
 
     def forget(self) -> None:
         """In a forked child: they are the parent's, and so may be the lock."""

@@ -129,11 +129,13 @@ class Workers:
     def abort(self) -> None:
         """Nobody wants the results any more. Workers that run something of it are killed, the others stay."""
         self._is_over = True
-        if self._pid == os.getpid():
+        if not self._warm.is_left_behind and self._pid == os.getpid():
             self._group.drop_all(kill=True)
 
     def release(self, idle_timeout_s: float) -> None:
         """The call is over."""
+        if self._warm.is_left_behind:
+            return  # in a finalizer, maybe, when modules are gone
         if not self._is_over and self._called_back < self._submitted:
             self.abort()
         self._is_over = True

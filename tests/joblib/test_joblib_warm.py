@@ -12,33 +12,10 @@ from typing import Any
 import pytest
 from faults import is_gone, wait_until
 from joblib import Parallel, delayed, parallel_config
+from meetings import meet
 
 from scaleout._runtime import session
 from scaleout.joblib_backend import close_idle, warm
-
-
-def meet(directory: Path, count: int) -> int:
-    """The pid, once `count` processes are here."""
-    (directory / str(os.getpid())).touch()
-    wait_until(lambda: len(os.listdir(directory)) >= count)
-    return os.getpid()
-
-
-@pytest.fixture
-def met(tmp_path: Path) -> Any:
-    """The pids of all workers of a call with so many jobs."""
-    calls: list[Path] = []
-
-    def meeting(n_jobs: int = 2, **arguments: Any) -> set[int]:
-        calls.append(tmp_path / str(len(calls)))
-        calls[-1].mkdir()
-        return set(
-            Parallel(n_jobs=n_jobs, backend="scaleout", batch_size=1, **arguments)(
-                delayed(meet)(calls[-1], n_jobs) for _ in range(n_jobs)
-            )
-        )
-
-    return meeting
 
 
 def nothing(*values: Any) -> None:
