@@ -49,6 +49,11 @@ class ScaleoutBackend(AutoBatchingMixin, ParallelBackendBase):
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
 
+    # A tenth of what joblib has for other backends: handing a batch over costs a fraction of it here, and the shorter the
+    # batches, the less one worker has to do at the end while the others have nothing left.
+    MIN_IDEAL_BATCH_DURATION = 0.02
+    MAX_IDEAL_BATCH_DURATION = 0.2
+
     _workers: Workers | None = None
     _user: Any = None  # the Parallel that has this instance, from `configure` to `terminate`
 
