@@ -5,6 +5,7 @@ Where a `Parallel` has 10 000 calls, each would take an hour: so whatever waits 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -17,6 +18,9 @@ import pytest
 from faults import note, notes, state_of, wait_until
 from joblib import Parallel, delayed
 from programs import Program, running
+from test_interrupt import Alarm, walk
+
+from scaleout.joblib_backend import warm
 
 COUNT = 10_000
 
@@ -503,3 +507,30 @@ def test_a_half_consumed_generator_at_the_exit(return_as: str, later: str, place
     lines, stderr = run(script + ENDING, tmp_path)
     assert any(line.startswith("first ") for line in lines)
     assert all("UserWarning: " in line and "cancelled" in line for line in stderr.splitlines()), stderr  # of joblib's
+
+
+# -- an exception at every opcode of ours in the main thread ---------------------------------------
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Alarm])
+def test_an_exception_at_every_opcode(kind: type[BaseException], return_as: str) -> None:
+    """The next call works, and no workers are forgotten that nobody could find again."""
+
+    def operate(_: None) -> None:
+        parallel = Parallel(n_jobs=2, backend="scaleout", batch_size=1, pre_dispatch="all", return_as=return_as)
+        assert list(parallel(delayed(abs)(-i) for i in range(3))) == [0, 1, 2]
+
+    def check(_: None, where: str) -> None:
+        if warm.groups._taken:
+            gc.collect()
+        assert not warm.groups._taken, where
+        try:
+            results = Parallel(n_jobs=2, backend="scaleout")(delayed(abs)(-i) for i in range(5))
+        except AssertionError as error:  # the alarm
+            raise AssertionError(f"stuck after an exception at {where}") from error
+        assert results == list(range(5)), where
+        assert len(warm.groups._idle) <= 2, where
+
+    check(None, "")
+    assert walk(lambda: None, operate, check, 1, kind) > 50

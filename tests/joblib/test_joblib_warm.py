@@ -151,15 +151,24 @@ def test_idle_workers_are_given_up_after_a_while(met: Any) -> None:
 
 
 def test_workers_that_were_used_since_are_not_given_up(met: Any) -> None:
+    def look(group: Any) -> None:
+        warm.groups._look_at_idle_time(group, group.next_look_at)
+
     pids = met(idle_worker_timeout=0.05)
-    assert idle_groups()[0].is_watched
     assert met(idle_worker_timeout=1000) in (pids, met(idle_worker_timeout=1000))  # found, or just too late
     (group,) = idle_groups()
     group.idle_since -= 0.06  # the look that was ordered for the first call comes, and finds the second one's time
-    warm.groups._look_at_idle_time(group)
+    look(group)
     assert idle_groups() == [group]
     group.idle_since -= 1000
-    warm.groups._look_at_idle_time(group)
+    look(group)
+    assert idle_groups() == []
+
+
+def test_the_time_is_that_of_the_last_call(met: Any) -> None:
+    pids = met(idle_worker_timeout=1000)
+    assert met(idle_worker_timeout=0.05) == pids
+    wait_until(lambda: all(is_gone(pid) for pid in pids))
     assert idle_groups() == []
 
 
