@@ -49,6 +49,11 @@ class ScaleoutBackend(AutoBatchingMixin, ParallelBackendBase):
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
 
+    # A tenth of what joblib has for other backends: handing a batch over costs a fraction of it here, and the shorter
+    # the batches, the less one worker has to do at the end while the others have nothing left.
+    MIN_IDEAL_BATCH_DURATION = 0.02
+    MAX_IDEAL_BATCH_DURATION = 0.2
+
     _workers: Workers | None = None
     _user: Any = None  # the Parallel that has this instance, from `configure` to `terminate`
 
@@ -117,16 +122,16 @@ class ScaleoutBackend(AutoBatchingMixin, ParallelBackendBase):
         self._user = None
 
     def _end_workers(self) -> None:
-        workers, self._workers = self._workers, None
+        workers = self._workers
         if workers is not None:
             workers.release(self._idle_timeout_s)
+            self._workers = None  # last: if an exception strikes before, we come here again
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """The call has failed, or nobody wants its results."""
-        workers, self._workers = self._workers, None
-        if workers is not None:
-            workers.abort()
-            workers.release(self._idle_timeout_s)
+        if self._workers is not None:
+            self._workers.abort()
+        self._end_workers()
         ready = getattr(self.parallel, "_ready_batches", None)
         if ready is not None:  # else joblib 1.6 runs them as part of the next call of the same Parallel
             with ready.mutex:

@@ -25,7 +25,7 @@ def reducers() -> dict[type, Callable[[Any], Any]]:
 def _reduce_array(array: Any) -> Any:
     if array.base is None:
         return array.__reduce_ex__(5)
-    file = _file_behind(array)
+    file = _file_behind(array) if array.size else None
     if file is None:
         import numpy
 

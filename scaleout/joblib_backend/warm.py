@@ -4,16 +4,19 @@
                      +-----spoilt-----> ended
 
 A group is taken by one `Parallel` call at a time, so two threads never share one; a call that finds none idle gets a
-new one. What is idle is bounded in time and in number of workers. At the interpreter's exit all groups end; a forked
+new one. A group that is taken is only known here, not held: if its call is lost, as Ctrl-C struck between two steps,
+the group goes with it. What is idle is bounded in time and in number of workers. At the interpreter's exit all groups end; a forked
 child starts with none.
 """
 
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import threading
 import time
+import weakref
 
 from scaleout._runtime import session
 from scaleout.joblib_backend import memmaps
@@ -42,7 +45,8 @@ class WarmGroup:
         self.group = group
         self.idle_since = 0.0
         self.idle_timeout_s = IDLE_TIMEOUT_S
-        self.is_watched = False  # a look at its idle time is under way
+        self.next_look_at = math.inf  # when its idle time is looked at
+        self.is_left_behind = False  # the interpreter exits: who still has it must not touch it any more
 
 
 class WarmGroups:
@@ -51,7 +55,7 @@ class WarmGroups:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._idle: list[WarmGroup] = []  # the one used last at the end
-        self._taken: list[WarmGroup] = []
+        self._taken: weakref.WeakSet[WarmGroup] = weakref.WeakSet()
 
     def take(self, recipe: Recipe, size: int) -> WarmGroup:
         """A group of `size` workers that were, or are about to be, started by this recipe."""
@@ -59,12 +63,13 @@ class WarmGroups:
             for warm in reversed(self._idle):
                 if not warm.group.has_ended and warm.recipe.matches(recipe):
                     self._idle.remove(warm)
-                    self._taken.append(warm)
+                    self._taken.add(warm)
                     if warm.group.size != size:
                         warm.group.resize(size)
                     return warm
         warm = WarmGroup(recipe, _open_group(recipe, size))
-        self._taken.append(warm)
+        with self._lock:
+            self._taken.add(warm)
         return warm
 
     def give_back(self, warm: WarmGroup, idle_timeout_s: float, is_spoilt: bool) -> None:
@@ -72,31 +77,38 @@ class WarmGroups:
         with self._lock:
             if warm not in self._taken:
                 return  # ended in the meantime, or the parent process's
-            self._taken.remove(warm)
             if is_spoilt or warm.group.has_ended:
+                self._taken.discard(warm)
                 warm.group.close()
                 return
             warm.idle_since = time.monotonic()
             warm.idle_timeout_s = idle_timeout_s
+            self._watch(warm)
+            self._taken.discard(warm)
             self._idle.append(warm)
             excess = sum(other.group.size for other in self._idle) - IDLE_WORKERS_PER_CPU * session.cpu_count()
             while excess > 0 and len(self._idle) > 1:
                 excess -= self._idle[0].group.size
                 self._idle.pop(0).group.close()
-            if not warm.is_watched:
-                warm.is_watched = True
-                warm.group.call_later(idle_timeout_s, lambda: self._look_at_idle_time(warm))
 
-    def _look_at_idle_time(self, warm: WarmGroup) -> None:
-        """On the runtime's thread. One look at a time, however often the group is taken and given back."""
+    def _watch(self, warm: WarmGroup) -> None:
+        """One look is to come, however often the group is taken and given back; an earlier one replaces it."""
+        at = warm.idle_since + warm.idle_timeout_s
+        if at < warm.next_look_at:
+            found = weakref.ref(warm)
+            warm.group.call_later(max(0.0, at - time.monotonic()), lambda: self._look_at_idle_time(found(), at))
+            warm.next_look_at = at
+
+    def _look_at_idle_time(self, warm: WarmGroup | None, at: float) -> None:
+        """On the runtime's thread."""
+        if warm is None or at != warm.next_look_at:
+            return
         with self._lock:
-            warm.is_watched = False
+            warm.next_look_at = math.inf
             if warm not in self._idle:
                 return
-            left_s = warm.idle_since + warm.idle_timeout_s - time.monotonic()
-            if left_s > 0:
-                warm.is_watched = True
-                warm.group.call_later(left_s, lambda: self._look_at_idle_time(warm))
+            if time.monotonic() < warm.idle_since + warm.idle_timeout_s:
+                self._watch(warm)
             else:
                 self._idle.remove(warm)
                 warm.group.close()
@@ -113,8 +125,9 @@ class WarmGroups:
         """At exit: idle workers leave, others are killed, as nobody can wait for their results any more."""
         with self._lock:
             idle, self._idle = self._idle, []
-            taken, self._taken = self._taken, []
+            taken, self._taken = list(self._taken), weakref.WeakSet()
         for warm in taken:
+            warm.is_left_behind = True
             _kill(warm.group)
         for warm in idle:
             warm.group.close()
@@ -123,12 +136,14 @@ class WarmGroups:
             if not warm.group.join(max(0.0, deadline - time.monotonic())):
                 _kill(warm.group)
                 warm.group.join(END_LIMIT_S)
+        if idle or taken:
+            session.close_idle()  # no group will come any more, and who dies with an open socket is warned about
 
     def forget(self) -> None:
         """In a forked child: they are the parent's, and so may be the lock."""
         self._lock = threading.RLock()
         self._idle = []
-        self._taken = []
+        self._taken = weakref.WeakSet()
 
 
 def _open_group(recipe: Recipe, size: int) -> Any:

@@ -59,6 +59,7 @@ class Workers:
         self._arrived: deque[SubmittedBatch] = deque()
         self._is_drain_asked = False
         self._is_over = False
+        self._is_dropped = False
         self._is_spoilt = False
         self._has_failed = False
         self._waiting: tuple[Any, bool] | None = None  # the lock of a thread in `wait`, and whether for all
@@ -68,12 +69,16 @@ class Workers:
         if self._pid != os.getpid():
             raise ForeignSessionError("this Parallel belongs to the process that was forked from; make a new one here")
         submitted = SubmittedBatch(callback, self._batch_arrived)
+        if self._is_over:
+            return submitted
         self._submitted += 1
         self._buffers.next_call(self._moment_of(batch))
         try:
             self._group.submit(self._record, CALL_ITEM, batch, submitted, 0, self._profile, self._buffers.place_of)
         except SystemExit as error:  # of a reducer of the user's
             self._group.fail(submitted, 0, error)
+        if self._is_over:  # another thread has aborted the call in the meantime, and may not have seen this batch
+            self._group.drop(submitted)
         return submitted
 
     def _moment_of(self, batch: Any) -> object:
@@ -129,12 +134,15 @@ class Workers:
     def abort(self) -> None:
         """Nobody wants the results any more. Workers that run something of it are killed, the others stay."""
         self._is_over = True
-        if self._pid == os.getpid():
+        if not self._warm.is_left_behind and self._pid == os.getpid():
             self._group.drop_all(kill=True)
+        self._is_dropped = True
 
     def release(self, idle_timeout_s: float) -> None:
-        """The call is over."""
-        if not self._is_over and self._called_back < self._submitted:
+        """The call is over. May be called again, by whom an exception struck in the midst of it."""
+        if self._warm.is_left_behind:
+            return  # in a finalizer, maybe, when modules are gone
+        if not self._is_dropped and self._called_back < self._submitted:
             self.abort()
         self._is_over = True
         self._buffers.release()

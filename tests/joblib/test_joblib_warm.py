@@ -12,33 +12,10 @@ from typing import Any
 import pytest
 from faults import is_gone, wait_until
 from joblib import Parallel, delayed, parallel_config
+from meetings import meet
 
 from scaleout._runtime import session
 from scaleout.joblib_backend import close_idle, warm
-
-
-def meet(directory: Path, count: int) -> int:
-    """The pid, once `count` processes are here."""
-    (directory / str(os.getpid())).touch()
-    wait_until(lambda: len(os.listdir(directory)) >= count)
-    return os.getpid()
-
-
-@pytest.fixture
-def met(tmp_path: Path) -> Any:
-    """The pids of all workers of a call with so many jobs."""
-    calls: list[Path] = []
-
-    def meeting(n_jobs: int = 2, **arguments: Any) -> set[int]:
-        calls.append(tmp_path / str(len(calls)))
-        calls[-1].mkdir()
-        return set(
-            Parallel(n_jobs=n_jobs, backend="scaleout", batch_size=1, **arguments)(
-                delayed(meet)(calls[-1], n_jobs) for _ in range(n_jobs)
-            )
-        )
-
-    return meeting
 
 
 def nothing(*values: Any) -> None:
@@ -174,15 +151,24 @@ def test_idle_workers_are_given_up_after_a_while(met: Any) -> None:
 
 
 def test_workers_that_were_used_since_are_not_given_up(met: Any) -> None:
+    def look(group: Any) -> None:
+        warm.groups._look_at_idle_time(group, group.next_look_at)
+
     pids = met(idle_worker_timeout=0.05)
-    assert idle_groups()[0].is_watched
     assert met(idle_worker_timeout=1000) in (pids, met(idle_worker_timeout=1000))  # found, or just too late
     (group,) = idle_groups()
     group.idle_since -= 0.06  # the look that was ordered for the first call comes, and finds the second one's time
-    warm.groups._look_at_idle_time(group)
+    look(group)
     assert idle_groups() == [group]
     group.idle_since -= 1000
-    warm.groups._look_at_idle_time(group)
+    look(group)
+    assert idle_groups() == []
+
+
+def test_the_time_is_that_of_the_last_call(met: Any) -> None:
+    pids = met(idle_worker_timeout=1000)
+    assert met(idle_worker_timeout=0.05) == pids
+    wait_until(lambda: all(is_gone(pid) for pid in pids))
     assert idle_groups() == []
 
 
