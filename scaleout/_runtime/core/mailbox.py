@@ -16,7 +16,11 @@ To the owner a mailbox looks like a `dispatch.Group` with one lane, with the sam
 What a death costs: calls that had begun are charged. They fail, unless they may be retried (`max_task_retries`); what
 had been sent and not begun is sent again if the actor is started again (`restarts_left`, -1: always). With a *log*
 (`keeps_log`) the actor is brought back to where it was: what it did since its last checkpoint is done again, in the
-same order, before anything else; results that were delivered are not delivered again.
+same order, before anything else; results that were delivered are not delivered again. Such a call stays FINISHED while
+it is done again, so that nobody takes it for one that can still be cancelled or run out of time.
+
+Calls come back undone when the worker waits inside a call, or lacks a name. They keep their `order`, and nothing is
+sent until all that were sent after them are back too: these would overtake them.
 
 Rejected: a `Group` of size 1. It takes back what is queued, runs what was charged last and alone, and so mixes up the
 order.
@@ -44,6 +48,9 @@ DEAD = 2
 STATE_NAMES = ("STARTING", "ALIVE", "DEAD")
 
 ALWAYS = -1
+
+FIRST = -(1 << 62)
+"""The `order` of the constructor's call. What is done again has a negative one too."""
 
 
 class Mailbox:
@@ -74,7 +81,6 @@ class Mailbox:
         self.replaying: set[Task] = set()  # sent again only for what they change
         self.restart: Task | None = None  # brings back the last checkpoint, after the constructor
         self.waiting = 0  # of `ready`, those that wait for a value
-        self.suspects = 0
         self.busy = 0
         self.blocked = 0
         self.asked = 0
@@ -88,6 +94,9 @@ class Mailbox:
         self.effects: list[tuple[Any, ...]] = []
         self.story: deque[tuple[object, ...]] = deque(maxlen=64)
         self._has_begun = False  # the constructor was sent to the present worker
+        self._sent = 0  # how many calls were
+        self._keeps_creation = True  # it may be sent again
+        creation.order = FIRST
         self.needs_tick = False
 
     # -- calls -----------------------------------------------------------------------------------
@@ -101,16 +110,16 @@ class Mailbox:
 
     def dependencies_there(self, task: Task) -> None:
         """What the call waited for is there."""
-        if task in self.ready:
-            self.waiting -= 1
+        self._count_waiting()
 
     def withdrawn(self, task: Task) -> None:
         """It will not be made: what it waited for has failed, or nobody wants it."""
-        try:
+        if task in self.ready:
             self.ready.remove(task)
-        except ValueError:
-            return
-        self.waiting = sum(1 for other in self.ready if _waits(other))
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        self.waiting = sum(1 for task in self.ready if _waits(task))
 
     def finished(self, lane: Lane, sequence: int, duration_us: int) -> Task | None:
         """The actor has answered a call; None if nobody wants the answer."""
@@ -123,28 +132,36 @@ class Mailbox:
             self.state = ALIVE
             self.creation_deaths = 0
             self.story.append(("created",))
-        was_wanted = task.state != FINISHED and task not in self.replaying
+        is_wanted = task.state != FINISHED
+        if self.keeps_log and not self._starts(task):
+            # What a call held was let go when it was dropped: without stored arguments it can be made again even so.
+            if is_wanted or task in self.replaying or task.stored is None:
+                self.log.append(task)
         self.replaying.discard(task)
-        if self.keeps_log and task is not self.creation and task is not self.restart:
-            self.log.append(task)
-        if not lane.inflight:
-            self._lane_idle(lane)
-        if not was_wanted:
+        if not is_wanted:
             return None
         task.state = lifecycle.ON_FINISH[task.state]
         return task
 
     def checkpointed(self, restart: Task) -> None:
         """The actor has saved its state, as of the last call that it has answered; `restart` brings it back."""
+        if self.state == DEAD:
+            self.effects.append(("forget", [restart]))
+            return
         forgotten = [*self.log, *([self.restart] if self.restart is not None else [])]
         self.restart = restart
+        restart.order = FIRST + 1
         self.log.clear()
         self.effects.append(("forget", forgotten))
 
     def returned(self, lane: Lane, sequences: Iterable[int]) -> None:
         """The worker waits inside a call, and what is queued behind that is to be sent again."""
         back = [task for sequence in sequences if (task := self._remove(lane, sequence)) is not None]
-        self._put_back(back)
+        if back:
+            first = min(task.sequence for task in back)
+            lane.revoked_from = min(first, lane.revoked_from) if lane.revoked_from else first
+            self._put_back(back)
+            self._look_behind(lane)
 
     def undecodable(self, lane: Lane, sequence: int) -> Task | None:
         """The worker lacks a name that the call needs. What was sent after it is to be sent again too, to keep the
@@ -153,35 +170,42 @@ class Mailbox:
         if task is None:
             return None
         self.returned(lane, [other.sequence for other in lane.inflight if other.sequence > sequence])
-        if not lane.inflight:
-            self._lane_idle(lane)
-        if task.state == FINISHED:
-            return None
-        task.state = lifecycle.ON_TAKE_BACK[task.state]
+        if task not in self.replaying:
+            if task.state == FINISHED:
+                return None
+            task.state = lifecycle.ON_TAKE_BACK[task.state]
         self.away.append(task)
         return task
 
     def resubmitted(self, task: Task) -> None:
+        """It can be decoded now. Nothing happens if it was dropped in the meantime, or starts the actor anew."""
         if task in self.away:
             self.away.remove(task)
-            self.ready.appendleft(task)
+            self._put_back([task])
 
     def gave_up(self, task: Task) -> bool:
+        """It stays undecodable: it is finished. False if it was in the meantime."""
         if task not in self.away:
             return False
         self.away.remove(task)
+        if task in self.replaying or task is self.restart:
+            self._die([])  # it cannot be brought back to where it was
+            return False
+        if task is self.creation:
+            self._keeps_creation = False
         task.state = FINISHED
         return True
 
     def dropped(self, unwanted: Callable[[Task], bool]) -> list[Task]:
         """Nobody wants these any more: what is not sent is gone, what was sent is interrupted if it has begun."""
-        gone = [task for task in (*self.ready, *self.away) if unwanted(task)]
+        gone = [task for task in (*self.ready, *self.away) if self._is_open(task) and unwanted(task)]
         if gone:
-            self.ready = deque(task for task in self.ready if not unwanted(task))
-            self.away = [task for task in self.away if not unwanted(task)]
-            self.waiting = sum(1 for task in self.ready if _waits(task))
+            left = set(gone)
+            self.ready = deque(task for task in self.ready if task not in left)
+            self.away = [task for task in self.away if task not in left]
+            self._count_waiting()
         for lane in self.lanes:
-            running = [task for task in lane.inflight if task.state != FINISHED and unwanted(task)]
+            running = [task for task in lane.inflight if self._is_open(task) and unwanted(task)]
             if running:
                 gone.extend(running)
                 self.effects.append(("interrupt", lane, running))
@@ -191,14 +215,26 @@ class Mailbox:
 
     def cancel_asked(self, task: Task, claimed: int) -> bool | None:
         """Nobody wants this one, unless it has been sent. True: it is gone."""
-        if task.state != PENDING:
+        if task.state != PENDING or self._starts(task):
             return False
-        self.withdrawn(task)
+        if task in self.away:
+            self.away.remove(task)
+        elif task in self.ready:
+            self.withdrawn(task)
+        else:
+            return False  # somebody makes it directly
         task.state = FINISHED
         return True
 
     def cancel_all_asked(self, claimed_of: Callable[[Lane], int]) -> tuple[list[Task], bool]:
         return self.dropped(lambda task: task.state == PENDING), True
+
+    def _starts(self, task: Task) -> bool:
+        return task is self.creation or task is self.restart
+
+    def _is_open(self, task: Task) -> bool:
+        """Whether it is a call that somebody is still to be told the end of."""
+        return task.state != FINISHED and not self._starts(task)
 
     def expired(self, task: Task) -> None:
         """It has run for too long: its worker is to be killed, and the actor with it."""
@@ -209,13 +245,13 @@ class Mailbox:
     def take_all(self) -> list[Task]:
         left = [*self.ready, *self.away]
         for lane in self.lanes:
-            left.extend(task for task in lane.inflight if task not in self.replaying)
+            left.extend(lane.inflight)
             lane.inflight.clear()
-            lane.bytes_inflight = 0
+            lane.bytes_inflight = lane.revoked_from = 0
         self.ready.clear()
         self.away.clear()
         self.waiting = self.busy = 0
-        left = [task for task in left if task.state != FINISHED and task is not self.creation]
+        left = [task for task in left if self._is_open(task)]
         for task in left:
             task.state = FINISHED
         return left
@@ -230,6 +266,11 @@ class Mailbox:
         if self.lanes or self.asked:
             return 1, 0
         return 0, int(self.state != DEAD and not (self.is_closing and not self.has_work))
+
+    @property
+    def suspects(self) -> int:
+        """Whoever drives a group pumps it while it has something ready, or suspects: here, the constructor's call."""
+        return int(not self._has_begun and self.state != DEAD and any(lane.state == OPEN for lane in self.lanes))
 
     @property
     def has_work(self) -> bool:
@@ -267,55 +308,68 @@ class Mailbox:
         was_ready = lane.state != STARTING
         lane.state = LANE_DEAD
         self.lanes.remove(lane)
-        held = [task for task in lane.inflight if task is not self.creation and task is not self.restart]
+        held = [task for task in lane.inflight if not self._starts(task)]
         lane.inflight.clear()
-        lane.bytes_inflight = 0
+        lane.bytes_inflight = lane.revoked_from = 0
         self.busy = 0
         self.story.append(("worker_died", lane.worker, claimed, len(held)))
         if self.state == DEAD:
             return
         if not was_ready:
-            self.initializer_failed()
+            if is_charged:
+                self.initializer_failed()
         elif self.state == CREATING and is_charged and self._died_in_constructor(held):
             return
         may_restart = not self.is_broken and (self.restarts_left != 0 or not is_charged) and not self._is_over(held)
         lost = []
         again = []
         for task in held:
-            if task.state == FINISHED or task in self.replaying:
-                continue
-            if task.sequence <= claimed and is_charged:
-                task.attempts += 1
-                retries = self.max_retries if task.max_retries is None else task.max_retries
-                if self.keeps_log:
-                    retries = max(retries, limits.REPLAY_ATTEMPTS) if retries != ALWAYS else retries
-                if retries != ALWAYS and task.attempts > retries:
-                    task.state = lifecycle.ON_FINISH[task.state]
-                    lost.append(task)
-                    continue
-            task.state = lifecycle.ON_TAKE_BACK[task.state]
-            again.append(task)
+            if task in self.replaying:
+                again.append(task)
+            elif task.state == FINISHED:
+                pass
+            elif task.sequence <= claimed and self._is_used_up(task, is_charged):
+                task.state = lifecycle.ON_FINISH[task.state]
+                lost.append(task)
+            else:
+                task.state = lifecycle.ON_TAKE_BACK[task.state]
+                again.append(task)
         if not may_restart:
-            self._die([*lost, *again])
+            self._die([*lost, *(task for task in again if task.state != FINISHED)])
             return
         if is_charged and self.restarts_left > 0:
             self.restarts_left -= 1
         self.deaths += 1
         if lost:
             self.effects.append(("lost", lost))
-        self.ready.extendleft(reversed(again))
+        for start in (self.creation, self.restart):
+            if start is not None:
+                start.state = PENDING
+                self._take_out(start)
+        self._put_back(again)
         if self.keeps_log:
-            log, self.log = self.log, deque()
-            self.replaying = set(log)
-            for task in log:
-                task.state = PENDING
-            self.ready.extendleft(reversed(log))
+            self._replay()
         self.state = CREATING
-        for task in (self.creation, self.restart):
-            if task is not None:
-                task.state = PENDING
-                self._take_out(task)
         self.refill()
+
+    def _is_used_up(self, task: Task, is_charged: bool) -> bool:
+        """Whether a call that had begun when the process died is not to be made again."""
+        retries = self.max_retries if task.max_retries is None else task.max_retries
+        if self.keeps_log and retries != ALWAYS:
+            retries = max(retries, limits.REPLAY_ATTEMPTS)
+        if is_charged or not retries:  # without retries "at most once" holds, whoever is to blame
+            task.attempts += 1
+        return retries != ALWAYS and task.attempts > retries
+
+    def _replay(self) -> None:
+        """What was done since the last checkpoint goes before all else; then, if that was just being done again, the
+        rest of it."""
+        rest = sorted((task for task in (*self.ready, *self.away) if task in self.replaying), key=_order)
+        for order, task in enumerate((*self.log, *rest), -len(self.log) - len(rest)):
+            task.order = order
+        self.replaying.update(self.log)
+        self.ready.extendleft(reversed(self.log))
+        self.log.clear()
 
     def _take_out(self, task: Task) -> None:
         """What starts the actor is sent anew, wherever it is."""
@@ -329,12 +383,12 @@ class Mailbox:
         self.creation_deaths += 1
         if self.creation_deaths < limits.INITIALIZER_FAILURES:
             return False
-        self._die([task for task in held if task.state != FINISHED and task not in self.replaying])
+        self._die([task for task in held if task.state != FINISHED])
         return True
 
     def _is_over(self, held: list[Task]) -> bool:
         """Nobody will call it any more, so there is no need to start it again."""
-        return self.is_closing and not self.ready and not self.away and all(task.state == FINISHED for task in held)
+        return self.is_closing and not any(self._is_open(task) for task in (*held, *self.ready, *self.away))
 
     def initializer_failed(self) -> None:
         self.failures_in_a_row += 1
@@ -371,9 +425,14 @@ class Mailbox:
         for task in calls:
             task.state = FINISHED
         self.effects.append(("dead", calls))
-        restart = [self.restart] if self.restart is not None else []
-        self.effects.append(("forget", [*self.log, self.creation, *restart]))
+        forgotten = [*self.log, *self.replaying]
+        if self._keeps_creation:
+            forgotten.append(self.creation)
+        if self.restart is not None:
+            forgotten.append(self.restart)
+        self.effects.append(("forget", forgotten))
         self.log.clear()
+        self.replaying.clear()
         for lane in self.lanes:
             self.effects.append(("kill_worker", lane))
 
@@ -391,7 +450,7 @@ class Mailbox:
     def lend_idle(self) -> list[Lane]:
         if self.has_work or self.is_closing or self.state != ALIVE or self.keeps_log or self.is_concurrent:
             return []
-        lent = [lane for lane in self.lanes if lane.state == OPEN]
+        lent = [lane for lane in self.lanes if lane.state == OPEN and not lane.talks]
         for lane in lent:
             lane.state = LENT
             lane.is_wanted = False
@@ -408,6 +467,7 @@ class Mailbox:
     def taken_over(self, lane: Lane, task: Task) -> None:
         task.state = lifecycle.ON_ASSIGN[task.state]
         task.runner = lane
+        self._number(task)
         lane.inflight.append(task)
         lane.bytes_inflight += task.size_bytes
         self.busy = 1
@@ -420,7 +480,7 @@ class Mailbox:
     def lane_blocked(self, lane: Lane) -> None:
         pass
 
-    def lane_continues(self, lane: Lane) -> None:
+    def lane_continues(self, lane: Lane, inside: int = 0) -> None:
         lane.waits -= 1
 
     def help_wanted(self, lane: Lane, task: Task) -> bool:
@@ -439,17 +499,21 @@ class Mailbox:
 
     def pump(self) -> None:
         """Send what the actor has room for."""
+        if self.state == DEAD:
+            return
         for lane in self.lanes:
             if lane.state == LENT and (self.ready or self.is_closing) and not lane.is_wanted:
                 lane.is_wanted = True
                 self.effects.append(("reclaim", lane))
-            if lane.state == OPEN and not lane.waits:
+            if lane.state == OPEN and not lane.waits and not lane.revoked_from:
                 self._send(lane)
         self._retire_if_over()
 
     def _send(self, lane: Lane) -> None:
         batch: list[Task] = []
         if not self._has_begun:
+            if _waits(self.creation):
+                return
             self._has_begun = True
             batch.append(self.creation)
             if self.restart is not None:
@@ -465,11 +529,13 @@ class Mailbox:
                 size += task.size_bytes
                 batch.append(task)
         else:
-            batch.extend(self._choose(room - len(batch)))
+            batch.extend(self._choose(room - len(batch), size))
         if not batch:
             return
         for task in batch:
-            task.state = lifecycle.ON_ASSIGN[task.state]
+            if task not in self.replaying:
+                task.state = lifecycle.ON_ASSIGN[task.state]
+            self._number(task)
             task.sequence = lane.next_sequence
             task.runner = lane
             lane.next_sequence += 1
@@ -478,19 +544,26 @@ class Mailbox:
         self.busy = 1
         self.effects.append(("send", lane, batch))
 
-    def _choose(self, room: int) -> list[Task]:
+    def _number(self, task: Task) -> None:
+        if not task.order:
+            self._sent += 1
+            task.order = self._sent
+
+    def _choose(self, room: int, size: int) -> list[Task]:
         """The calls that may go, where some wait for values: those of callers that none of theirs holds back."""
         held_back = set()
         chosen: list[Task] = []
         left: deque[Task] = deque()
         for task in self.ready:
             caller = task.envelope.caller if task.envelope is not None else 0
-            if _waits(task):
+            has_room = len(chosen) < room and (not size or size + task.size_bytes <= limits.PREFETCH_BYTES)
+            if _waits(task) or not has_room:
                 held_back.add(caller)
-            if len(chosen) < room and caller not in held_back:
-                chosen.append(task)
-            else:
+            if caller in held_back:
                 left.append(task)
+            else:
+                size += task.size_bytes
+                chosen.append(task)
         self.ready = left
         return chosen
 
@@ -505,16 +578,25 @@ class Mailbox:
             task = found
             inflight.remove(task)
         lane.bytes_inflight -= task.size_bytes
+        self.busy = int(bool(inflight))
+        self._look_behind(lane)
         return task
 
-    def _put_back(self, tasks: list[Task]) -> None:
-        kept = [task for task in tasks if task.state == ASSIGNED]
-        for task in kept:
-            task.state = lifecycle.ON_TAKE_BACK[task.state]
-        self.ready.extendleft(reversed(kept))
+    def _look_behind(self, lane: Lane) -> None:
+        """Nothing is sent while something is on its way back."""
+        if lane.revoked_from and not (lane.inflight and lane.inflight[-1].sequence > lane.revoked_from):
+            lane.revoked_from = 0
 
-    def _lane_idle(self, lane: Lane) -> None:
-        self.busy = 0
+    def _put_back(self, tasks: list[Task]) -> None:
+        """Before all that was never sent, in order."""
+        back = [task for task in tasks if task.state != FINISHED or task in self.replaying]
+        for task in back:
+            if task.state == ASSIGNED:
+                task.state = lifecycle.ON_TAKE_BACK[task.state]
+        while self.ready and self.ready[0].order:
+            back.append(self.ready.popleft())
+        back.sort(key=_order)
+        self.ready.extendleft(reversed(back))
 
     def _retire_if_over(self) -> None:
         if self.is_closing and not self.has_work:
@@ -522,17 +604,41 @@ class Mailbox:
                 if lane.state in (OPEN, STARTING):
                     lane.state = RETIRING
                     self.effects.append(("retire", lane))
+            if not self.lanes and not self.asked:  # it has no process that would end
+                self._die([])
 
     def validate(self) -> None:
         """Raise if something does not hold that always should. For tests."""
         assert self.waiting == sum(1 for task in self.ready if _waits(task))
         assert len(self.lanes) <= 1 or all(lane.state == RETIRING for lane in self.lanes[:-1])
+        seen: set[Task] = set()
+        for place in (self.ready, self.away, self.log, *(lane.inflight for lane in self.lanes)):
+            for task in place:
+                if task in seen:
+                    raise illegal(task, "be in two places", self.story)
+                seen.add(task)
+        orders = [task.order for task in self.ready]
+        sent = [order for order in orders if order]
+        assert orders[: len(sent)] == sorted(sent), orders
         for lane in self.lanes:
             sequences = [task.sequence for task in lane.inflight]
             assert sequences == sorted(sequences), sequences
+            assert lane.bytes_inflight == sum(task.size_bytes for task in lane.inflight)
+            assert not lane.revoked_from or sequences[-1] > lane.revoked_from
+            for task in lane.inflight:
+                assert task.state in (ASSIGNED, FINISHED)
+        assert self.busy == int(any(lane.inflight for lane in self.lanes))
+        for task in (*self.ready, *self.away):
+            assert task.state == (FINISHED if task in self.replaying else PENDING)
+        assert all(task.state == FINISHED for task in (*self.log, *self.replaying))
+        assert not self.log or self.keeps_log
         if self.state == DEAD:
-            assert not self.ready and not self.away
+            assert not seen and not self.replaying
 
 
 def _waits(task: Task) -> bool:
     return task.envelope is not None and bool(task.envelope.waiting)
+
+
+def _order(task: Task) -> int:
+    return task.order

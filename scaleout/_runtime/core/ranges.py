@@ -1,8 +1,8 @@
 """Who still needs a range of a segment: this process's, or a worker's if it holds an object. Pure.
 
 A range is needed by the tasks, objects and results that name it and, once sent, by each reader until it says
-"released". Counts, not sets: one reader may open a range several times. When nobody needs a range any more it is returned to
-the caller, who gives it back to the allocator; only then may its pages be written again.
+"released". Counts, not sets: one reader may open a range several times. When nobody needs a range any more it is
+returned to the caller, who gives it back to the allocator; only then may its pages be written again.
 """
 
 from __future__ import annotations

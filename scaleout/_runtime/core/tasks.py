@@ -76,6 +76,7 @@ class Task:
         "max_retries",
         "name",
         "needs",
+        "order",
         "parent",
         "payload",
         "priority",
@@ -118,6 +119,7 @@ class Task:
         self.sequence = 0
         self.runner: Any = None
         self.envelope: Any = None
+        self.order = 0  # among the calls that its actor was sent; 0: it was not
         self.parent: Any = None  # a weak reference to the task that submitted it
         self.priority = 0
         self.name = ""  # the callable's, if it has none
