@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from scaleout import api
@@ -95,16 +96,18 @@ class ActorPool:
         """The same for whichever result comes first."""
         if not self._calls:
             raise StopIteration("there are no results that nobody has taken")
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             done = next((call for call in self._calls.values() if call.is_done), None)
             if done is not None:
                 return self._take(done, timeout, ignore_if_timedout)
-            self._wait_for_any(timeout)
+            self._wait_for_any(timeout, deadline)
 
     def _take(self, call: _Call, timeout: float | None, ignore_if_timedout: bool) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout
         while not call.is_done:
             try:
-                self._wait_for_any(timeout, call)
+                self._wait_for_any(timeout, deadline)
             except TimeoutError:
                 if ignore_if_timedout:
                     call.is_wanted = False
@@ -150,12 +153,13 @@ class ActorPool:
                 raise
             self._running[call.ref] = call
 
-    def _wait_for_any(self, timeout: float | None, wanted: _Call | None = None) -> None:
-        """Until a call has ended, `wanted` above all; what an actor's death has undone goes to another."""
+    def _wait_for_any(self, timeout: float | None, deadline: float | None) -> None:
+        """Until a call has ended; what an actor's death has undone goes to another."""
         if not self._running:
             raise ActorDiedError("no actor is left in the pool", class_name="", name="")
         refs = list(self._running)
-        ready, _ = api.wait(refs, num_returns=1, timeout=timeout)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready, _ = api.wait(refs, num_returns=1, timeout=left)
         if not ready:
             raise TimeoutError(f"no result within {timeout:g} s")
         for ref in ready:

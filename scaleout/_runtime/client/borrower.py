@@ -16,7 +16,7 @@ from functools import partial
 from scaleout._runtime.base import limits
 from scaleout._runtime.base.references import Collected, Held, ObjectRef
 from scaleout._runtime.client.graph import Options, with_dependencies
-from scaleout._runtime.client.outcomes import outcome
+from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.client.streams import StreamOfRefs
 from scaleout._runtime.client.task_errors import task_exceptions
 from scaleout._runtime.pickling.encode import Encoder
@@ -234,7 +234,11 @@ class WorkerClient:
     def _value_of(self, flag: int, body: bytes) -> Any:
         status = flag & frames.STATUS_MASK
         if status == frames.OK:
-            return self._worker.load_object(flag, body)
+            try:
+                return self._worker.load_object(flag, body)
+            except BaseException as error:  # noqa: BLE001 - the user's, in rebuilding the value
+                failure = Failure(frames.RESULT_NOT_UNPICKLED, error)
+            raise task_exceptions.exception_of(failure)
         payload = marshal.loads(body)
         if flag & frames.STORED:
             payload = (_Loader(self._worker, payload[0]), *payload[1:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -57,6 +59,6 @@ class StreamOfRefs:
     def __reduce__(self) -> Any:
         raise TypeError("a stream of references cannot be pickled; pass the references that it gives")
 
-    def __del__(self) -> None:
-        if not self._is_over:
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        if not self._is_over and not is_finalizing():  # then modules may have lost what they imported
             self._client.drop_stream(self._stream)
