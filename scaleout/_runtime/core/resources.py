@@ -2,7 +2,8 @@
 
 A *shape* is what one task needs, in milli-units: `(("CPU", 1000),)`. Tasks of one shape share a group of workers; how
 many of them may run at once is decided anew whenever something changed: what runs keeps what it has, and what is left
-goes to those that have something ready, in turn, so that no shape starves another.
+goes to those that have something ready, in turn, so that no shape starves another. (One that needs more at once than
+small ones leave waits until these pause: nothing is kept free for it, as what is held may be held for ever.)
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Resources:
 
     def __init__(self, total: dict[str, int]) -> None:
         self.total = dict(total)
-        self._turn = 0
+        self._grants = 0
+        self._last_grant: list[int] = []  # of each demand, by position: when it was granted something
 
     def can_ever_fit(self, shape: Shape) -> bool:
         return all(amount <= self.total.get(name, 0) for name, amount in shape)
@@ -38,13 +40,16 @@ class Resources:
                 left[name] = left.get(name, 0) - held * amount
         granted = [held for _, held, _ in demands]
         wanted = [more for _, _, more in demands]
-        count = len(demands)
-        self._turn += 1
+        last = self._last_grant
+        last.extend([0] * (len(demands) - len(last)))
+        del last[len(demands) :]
+        # Whoever has waited for longest comes first. Beginning with another one at each call was rejected: calls come
+        # in patterns, and something is free only at some of them, so one shape could always be the second.
+        order = sorted(range(len(demands)), key=last.__getitem__)
         is_moving = True
         while is_moving:  # one each, in turn, until nobody gets another
             is_moving = False
-            for step in range(count):
-                position = (self._turn + step) % count
+            for position in order:
                 shape = demands[position][0]
                 if wanted[position] <= 0 or any(left.get(name, 0) < amount for name, amount in shape):
                     continue
@@ -53,6 +58,8 @@ class Resources:
                 wanted[position] -= 1
                 granted[position] += 1
                 is_moving = True
+                self._grants += 1
+                last[position] = self._grants
                 for name, amount in shape:
                     left[name] -= amount
         return granted
@@ -88,5 +95,6 @@ class Devices:
 
 
 def shape_of(amounts: dict[str, float]) -> Shape:
-    """The shape of a task that needs these amounts, in units; what it needs none of is left out."""
-    return tuple(sorted((name, round(amount * MILLI)) for name, amount in amounts.items() if amount > 0))
+    """The shape of a task that needs these amounts, in units; what it needs none of is left out. However little it
+    needs of something, it needs that: or nothing would bound how many may run."""
+    return tuple(sorted((name, max(1, round(amount * MILLI))) for name, amount in amounts.items() if amount > 0))
