@@ -233,6 +233,8 @@ def close_client() -> None:
     """See `scaleout.shutdown`."""
     with _client_lock:
         client, references.client = references.client, None
+        if client is None and context.current is None and getattr(_session, "has_tasks", False):
+            client = _new_client({})  # workers of a pool have submitted some
     if client is not None:
         client.close()
 

@@ -149,6 +149,12 @@ class EmbeddedSession:
             self._owner = owner
         return self._owner
 
+    @property
+    def has_tasks(self) -> bool:
+        """Whether there is a place for tasks, also if only workers have made use of it."""
+        slots = self._owner.slots if self._owner is not None else None
+        return slots is not None and not slots.is_closed
+
     def open_tasks(self, amounts: dict[str, float] | None = None) -> Owner:
         """The owner, with a place for tasks, from now until that is closed. `amounts` of resources, in units, go before
         what this machine has."""

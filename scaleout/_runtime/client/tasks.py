@@ -175,6 +175,7 @@ class OwnerClient:
             answer = call.receive()
             if answer is None:
                 return False
+            self._owner.clerk.note(call.task, call.duration_us, call.peer.pid, answer[0])
             entry.settle(*answer)
         except BaseException:  # Ctrl-C: the answer is lost, wherever it was just then
             self._post(partial(entry.deliver, 0, frames.DROPPED, None))
@@ -440,9 +441,12 @@ class OwnerClient:
             }
             for name, number, _, _, duration_us, pid, status, is_call in list(owner.clerk.history.events)
         ]
+        places = [list(owner.clerk.waiting)]
         for group in list(owner.groups):
             core = group.core
-            for task in [*core.ready, *core.away, *(task for lane in core.lanes for task in lane.inflight)]:
+            places.append([*core.ready, *core.away, *(task for lane in core.lanes for task in lane.inflight)])
+        for tasks in places:
+            for task in tasks:
                 if not task.submitted_ns or task.state == FINISHED:
                     continue
                 waits = task.envelope is not None and task.envelope.waiting
@@ -452,7 +456,7 @@ class OwnerClient:
                         "name": task.name or task.callable.name,
                         "id": f"{getattr(task.sink, 'id', 0):016x}",
                         "state": state,
-                        "type": "actor call" if group.keeps_order else "task",
+                        "type": "actor call" if task.group.keeps_order else "task",
                         "duration_s": None,
                         "pid": task.runner.worker.pid if state == "RUNNING" else None,
                     }

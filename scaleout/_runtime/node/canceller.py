@@ -50,6 +50,7 @@ class Canceller:
     def __init__(self, reactor: Reactor, keeper: ZygoteKeeper) -> None:
         self._reactor = reactor
         self._keeper = keeper
+        self.note_end: Callable[[Task, int], None] = lambda task, status: None
         self._began: weakref.WeakKeyDictionary[Task, Any] = weakref.WeakKeyDictionary()
 
     # -- cancelling: only what has not been started ----------------------------------------------
@@ -193,6 +194,7 @@ class Canceller:
                 left_s -= (time.monotonic_ns() - peer.words[control_page.SINCE_NS]) / 1e9
             if left_s <= 0:
                 task.group.core.expired(task)
+                self.note_end(task, frames.TIMED_OUT)
                 task.group.finish(task, frames.TIMED_OUT, {"timeout_s": timeout_s, "pid": peer.pid})
                 return
         self._look_later(found, timeout_s, left_s)

@@ -118,6 +118,7 @@ class Clerk:
         self.new_id: Callable[[], int] = itertools.count(1).__next__
         self.group_of: Callable[[Any], Any] = lambda options: None
         self.history = History()
+        self.waiting: set[Task] = set()  # for what they depend on, before their groups know of them
         self.exported: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         """What was pickled here by somebody who does not count it: user code, or a function that encloses it."""
         self.has_clients = False
@@ -156,9 +157,13 @@ class Clerk:
             self._fail_with_dependency(task)
         elif not envelope.waiting:
             self._enqueue(task)
+        else:
+            self.waiting.add(task)
 
     def _dependency_there(self, task: Task, entry: Entry) -> None:
         task.envelope.waiting -= 1
+        if not task.envelope.waiting:
+            self.waiting.discard(task)
         if task.envelope.waiting or task.state == FINISHED:
             return
         if task.group.keeps_order:
@@ -196,6 +201,7 @@ class Clerk:
             return False
         if task.group.keeps_order:
             task.group.core.withdrawn(task)
+        self.waiting.discard(task)
         task.state = FINISHED
         task.group.finish(task, frames.CANCELLED, None)
         return True
@@ -398,6 +404,8 @@ class Clerk:
         if is_recursive:
             for child in self._children_of(task):
                 self.cancel(child, force, True)
+        if task.state != FINISHED:
+            self.note_end(task, frames.CANCELLED)
         if task.state == FINISHED and isinstance(task.sink, Retrying):
             task.sink.cancel()
         elif not self.cancel_waiting(task):

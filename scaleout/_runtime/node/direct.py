@@ -97,13 +97,14 @@ class Presence:
 class DirectCall:
     """One call past the reactor: `send`, then `receive` or `hand_over`. What is left of it goes to `lender`."""
 
-    __slots__ = ("_peers", "_lender", "peer", "readers", "task")
+    __slots__ = ("_peers", "_lender", "duration_us", "peer", "readers", "task")
 
     def __init__(self, lender: Any, peers: tuple[Peer, ...], task: Task) -> None:
         self._lender = lender
         self._peers = peers
         self.task = task
         self.peer: Peer = None
+        self.duration_us = 0
         self.readers: dict[str, Any] = {}
 
     def send(self, is_parked: bool) -> bool:
@@ -167,6 +168,7 @@ class DirectCall:
                     and not status & (frames.STORED | frames.HAS_REFERENCES)
                 ):
                     self.task.profile.add(duration)
+                    self.duration_us = duration
                     payload = data[HEADER_BYTES:]
                     answer = status, marshal.loads(payload) if status else payload
                     return answer

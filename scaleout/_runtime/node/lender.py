@@ -47,6 +47,20 @@ class Lender:
             peer.line.lend()
             lent.append(peer)
         group.lent = tuple(lent)
+        if lent and group.hello.get("collects"):  # its workers may have something to say
+            self._look_later_at_lent(group, {})
+
+    def _look_later_at_lent(self, group: WorkerGroup, seen: dict[Peer, int]) -> None:
+        self._reactor.call_later(limits.CLAIM_CHECK_SECONDS, partial(self._look_at_lent, group, seen))
+
+    def _look_at_lent(self, group: WorkerGroup, seen: dict[Peer, int]) -> None:
+        """Nobody listens to a worker that is lent. A thread that a task has left running there may have something to
+        say: so whoever was not called since the last look is taken back, until somebody calls in turn again."""
+        for peer in group.lent:
+            if seen.get(peer) == peer.lane.next_sequence and peer.line.take_for_reactor():
+                self._take_back(peer)
+        if group.lent:
+            self._look_later_at_lent(group, {peer: peer.lane.next_sequence for peer in group.lent})
 
     def reclaim(self, group: WorkerGroup, lane: Any) -> None:
         peer: Peer = lane.worker

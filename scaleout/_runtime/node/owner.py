@@ -94,6 +94,7 @@ class Owner:
         self._supervisor.environment_of = self._environment_of
         self.lender = Lender(self.reactor, self.keeper, receiver, self._supervisor)
         self.canceller = Canceller(self.reactor, self.keeper)
+        self.canceller.note_end = self.clerk.note_end
         self._memory_watch = MemoryWatch(self.reactor, self.keeper, self.groups)
         self.keeper.on_exit = self.lender.worker_exited
         self.keeper.on_refused = self._supervisor.worker_refused

@@ -12,7 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-
     Owner = Any  # node.owner's, which is put together from this and others
 
 

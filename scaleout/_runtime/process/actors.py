@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from scaleout._runtime.process.worker import Worker
+    Worker = Any  # process.worker's, which hosts what is here
 
 
 def create_actor(worker: Worker, cls: Any, arguments: Any, how: int) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-    from scaleout._runtime.process.worker import Worker
+    Worker = Any  # process.worker's, which asks by what is here
 
 AT_ONCE = frozenset({frames.SEGMENT, frames.TRACKER, frames.LOOSE_FD, frames.FREE})
 """Obeyed as soon as they are read: descriptors come in the order of their frames, and nothing else depends on when."""
@@ -79,6 +79,9 @@ class Requests:
         self._object_ids = itertools.count((worker.worker_id << 40) + 1)
         self._wants: dict[int, Want] = {}
         self._leading = allocate_lock()
+        self._is_main_away = worker.is_reading  # it leads, and does not know
+        if self._is_main_away:  # a thread that a task has left is the first to ask something
+            self._leading.acquire()
         self._sending = threading.RLock()
         self._help: deque[tuple[int, int, int, bytes]] = deque()
         self._main = threading.main_thread().ident
@@ -120,7 +123,9 @@ class Requests:
         want = Want(next(self._numbers), is_main)
         self._wants[want.number] = want
         self.report_released()
-        may_help = is_main and worker.nesting < limits.HELP_DEPTH and _has_stack_room()
+        # Whoever waits for a while, or for some of many, must be able to stop: not in the midst of another task.
+        may_help = is_main and deadline is None and enough == len(object_ids)
+        may_help = may_help and worker.nesting < limits.HELP_DEPTH and _has_stack_room()
         question = (list(object_ids), enough, with_values, is_main, may_help)
         if is_main:
             self._return_queued()
@@ -185,8 +190,22 @@ class Requests:
             raise StreamDropped("nobody takes what this generator yields any more")
         return taken >= count
 
+    def main_has_read(self, data: bytes) -> None:
+        """The main thread, which did not know that somebody waits, has read for him."""
+        for entry in self._link.frames(data):
+            self._route(entry)
+        self._main_is_back()
+
+    def _main_is_back(self) -> None:
+        if self._is_main_away and get_ident() == self._main:
+            self._is_main_away = False
+            self._leading.release()
+            for want in list(self._wants.values()):
+                want.wake()
+
     def _wait(self, want: Want, deadline: float | None) -> bool:
         """Until something may have changed for `want`; False: the deadline came."""
+        self._main_is_back()
         left = -1.0 if deadline is None else deadline - time.monotonic()
         if deadline is not None and left <= 0:
             return False

@@ -80,6 +80,7 @@ class Worker:
         self._exchange: Exchange | None = None
         self.interruptible = False
         self.has_exit = False
+        self.is_reading = False  # the main thread is, for itself: there are no requests yet
         self.nesting = 0  # tasks that run here, each inside the one that waits for it
         self.requests: Requests | None = None
         self.arrived: dict[int, tuple[int, bytes]] = {}  # what the next task depends on
@@ -123,10 +124,15 @@ class Worker:
         if self.requests is not None:
             self.requests.wait_for_work()
             return
+        self.is_reading = True
         data = self.link.receive()
+        self.is_reading = False
         if not data:
             raise LinkClosed
-        self.queue.extend(self.link.frames(data))
+        if self.requests is None:
+            self.queue.extend(self.link.frames(data))
+        else:  # since a moment ago: some of it may be for the thread that has made them
+            self.requests.main_has_read(data)
 
     def obey(self, kind: int, flag: int, aux: int, number: int, body: bytes) -> None:
         """Everything that is not a task."""
@@ -529,7 +535,9 @@ class Worker:
         if self.requests is None:
             from scaleout._runtime.process.requests import Requests
 
-            self.requests = self.context.requests = Requests(self)
+            with self._storing:
+                if self.requests is None:
+                    self.requests = self.context.requests = Requests(self)
         return self.requests
 
     def hold(self, references: list[int]) -> Any:
