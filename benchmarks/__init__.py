@@ -15,7 +15,8 @@ This package reaches the library only by its public names. It is not installed w
 | module | what |
 |---|---|
 | `model` | the nouns: experiment, contender, row, setting |
-| `startup`, `calls`, `throughput`, `executors`, `joblib_calls`, `arrays`, `memory`, `threads`, `microbenchmark` | the experiments |
+| `startup`, `calls`, `throughput`, `executors`, `joblib_calls`, `arrays`, `memory`, `threads` | the experiments |
+| `microbenchmark` | those of tasks, actors and objects, beside Ray |
 | `registry` | all experiments in the order of the table |
 | `peers` | how each peer is opened, and whether it is installed |
 | `workloads` | what runs in the workers |

@@ -32,7 +32,7 @@ class Retrying:
         self._payload = task.stored
         if task.stored is not None:
             owner.objects.hold(task.stored)
-        self._task = task
+        self._task: Task | None = task  # None: it has ended
 
     @property
     def id(self) -> int:
@@ -99,7 +99,7 @@ class Retrying:
         if self._payload is not None:
             self._owner.objects.drop(self._payload)
             self._payload = None
-        self._task = None  # type: ignore[assignment]
+        self._task = None
         self._sink.deliver(0, status, payload)
 
 

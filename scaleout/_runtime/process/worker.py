@@ -129,10 +129,11 @@ class Worker:
         self.is_reading = False
         if not data:
             raise LinkClosed
-        if self.requests is None:
+        requests: Requests | None = self.context.requests
+        if requests is None:
             self.queue.extend(self.link.frames(data))
         else:  # since a moment ago: some of it may be for the thread that has made them
-            self.requests.main_has_read(data)
+            requests.main_has_read(data)
 
     def obey(self, kind: int, flag: int, aux: int, number: int, body: bytes) -> None:
         """Everything that is not a task."""
