@@ -6,6 +6,7 @@ Follows joblib 1.6. Where it does otherwise than loky, `docs/joblib.md` says so.
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import warnings
 from multiprocessing import current_process
@@ -132,10 +133,10 @@ class ScaleoutBackend(AutoBatchingMixin, ParallelBackendBase):
         if self._workers is not None:
             self._workers.abort()
         self._end_workers()
-        ready = getattr(self.parallel, "_ready_batches", None)
-        if ready is not None:  # else joblib 1.6 runs them as part of the next call of the same Parallel
-            with ready.mutex:
-                ready.queue.clear()
+        if hasattr(self.parallel, "_ready_batches"):
+            # Else joblib 1.6 runs them as part of the next call of the same Parallel. Not emptied but replaced: if
+            # Ctrl-C struck within a method of the queue, its lock may be locked for ever.
+            self.parallel._ready_batches = queue.Queue()
         if ensure_ready:
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel, **self.parallel._backend_kwargs)
 

@@ -5,8 +5,8 @@
 
 A group is taken by one `Parallel` call at a time, so two threads never share one; a call that finds none idle gets a
 new one. A group that is taken is only known here, not held: if its call is lost, as Ctrl-C struck between two steps,
-the group goes with it. What is idle is bounded in time and in number of workers. At the interpreter's exit all groups end; a forked
-child starts with none.
+the group goes with it. What is idle is bounded in time and in number of workers. At the interpreter's exit all groups
+end; a forked child starts with none.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class WarmGroup:
         self.idle_since = 0.0
         self.idle_timeout_s = IDLE_TIMEOUT_S
         self.next_look_at = math.inf  # when its idle time is looked at
-        self.is_left_behind = False  # the interpreter exits: who still has it must not touch it any more
+        self.lease: object = None  # of the call that has it: who holds another must not touch the group any more
 
 
 class WarmGroups:
@@ -63,28 +63,32 @@ class WarmGroups:
             for warm in reversed(self._idle):
                 if not warm.group.has_ended and warm.recipe.matches(recipe):
                     self._idle.remove(warm)
-                    self._taken.add(warm)
+                    self._hand_out(warm)
                     if warm.group.size != size:
                         warm.group.resize(size)
                     return warm
         warm = WarmGroup(recipe, _open_group(recipe, size))
         with self._lock:
-            self._taken.add(warm)
+            self._hand_out(warm)
         return warm
 
-    def give_back(self, warm: WarmGroup, idle_timeout_s: float, is_spoilt: bool) -> None:
+    def _hand_out(self, warm: WarmGroup) -> None:
+        warm.lease = object()
+        self._taken.add(warm)
+
+    def give_back(self, warm: WarmGroup, lease: object, idle_timeout_s: float, is_spoilt: bool) -> None:
         """The call is over, and nothing of it is left in the group."""
         with self._lock:
-            if warm not in self._taken:
-                return  # ended in the meantime, or the parent process's
+            if warm.lease is not lease:
+                return
+            warm.lease = None
+            self._taken.discard(warm)
             if is_spoilt or warm.group.has_ended:
-                self._taken.discard(warm)
                 warm.group.close()
                 return
             warm.idle_since = time.monotonic()
             warm.idle_timeout_s = idle_timeout_s
             self._watch(warm)
-            self._taken.discard(warm)
             self._idle.append(warm)
             excess = sum(other.group.size for other in self._idle) - IDLE_WORKERS_PER_CPU * session.cpu_count()
             while excess > 0 and len(self._idle) > 1:
@@ -127,7 +131,7 @@ class WarmGroups:
             idle, self._idle = self._idle, []
             taken, self._taken = list(self._taken), weakref.WeakSet()
         for warm in taken:
-            warm.is_left_behind = True
+            warm.lease = None
             _kill(warm.group)
         for warm in idle:
             warm.group.close()
@@ -143,6 +147,8 @@ class WarmGroups:
         """In a forked child: they are the parent's, and so may be the lock."""
         self._lock = threading.RLock()
         self._idle = []
+        for warm in list(self._taken):
+            warm.lease = None
         self._taken = weakref.WeakSet()
 
 

@@ -45,6 +45,7 @@ class Workers:
         callback_failed: Callable[[Any, BaseException], None],
     ) -> None:
         self._warm = groups.take(recipe, n_jobs)
+        self._lease = self._warm.lease
         self._group = self._warm.group
         self._waiting_batches = waiting_batches
         self._callback_failed = callback_failed
@@ -69,8 +70,6 @@ class Workers:
         if self._pid != os.getpid():
             raise ForeignSessionError("this Parallel belongs to the process that was forked from; make a new one here")
         submitted = SubmittedBatch(callback, self._batch_arrived)
-        if self._is_over:
-            return submitted
         self._submitted += 1
         self._buffers.next_call(self._moment_of(batch))
         try:
@@ -111,7 +110,8 @@ class Workers:
                     callback(submitted)
                 except BaseException as error:  # noqa: BLE001 - the user's iterator, or output that is closed
                     submitted.has_failed = True
-                    self._callback_failed(callback, error)
+                    if not self._is_over:
+                        self._callback_failed(callback, error)
             self._called_back += 1
             self._has_failed = self._has_failed or submitted.has_failed
             waiting = self._waiting
@@ -134,16 +134,16 @@ class Workers:
     def abort(self) -> None:
         """Nobody wants the results any more. Workers that run something of it are killed, the others stay."""
         self._is_over = True
-        if not self._warm.is_left_behind and self._pid == os.getpid():
+        if self._warm.lease is self._lease:
             self._group.drop_all(kill=True)
         self._is_dropped = True
 
     def release(self, idle_timeout_s: float) -> None:
         """The call is over. May be called again, by whom an exception struck in the midst of it."""
-        if self._warm.is_left_behind:
-            return  # in a finalizer, maybe, when modules are gone
+        if self._warm.lease is not self._lease:
+            return  # the group is another call's, or it has ended, as the interpreter exits
         if not self._is_dropped and self._called_back < self._submitted:
             self.abort()
         self._is_over = True
         self._buffers.release()
-        groups.give_back(self._warm, idle_timeout_s, self._is_spoilt)
+        groups.give_back(self._warm, self._lease, idle_timeout_s, self._is_spoilt)

@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import time
+from collections.abc import Iterator
 from multiprocessing import TimeoutError as JoblibTimeoutError
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from joblib import Parallel, delayed
 from programs import Program, running
 from test_interrupt import Alarm, walk
 
-from scaleout.joblib_backend import warm
+from scaleout.joblib_backend import close_idle, warm
 
 COUNT = 10_000
 
@@ -363,6 +364,21 @@ def test_ctrl_c_that_nobody_catches(manner: str, whole_group: bool, tmp_path: Pa
         program.check_nothing_left()
 
 
+def test_ctrl_c_that_leaves_a_lock_of_joblib_s_locked() -> None:
+    """As it does between the acquisition in `Condition.__enter__` and its return to the `with`."""
+
+    def calls() -> Any:
+        for number in range(20):
+            yield delayed(square)(number)
+        parallel._ready_batches.mutex.acquire()
+        raise KeyboardInterrupt
+
+    with Parallel(n_jobs=2, backend="scaleout", pre_dispatch="all") as parallel:
+        with pytest.raises(KeyboardInterrupt):
+            parallel(calls())
+        assert parallel(delayed(square)(i) for i in range(50)) == [i * i for i in range(50)]
+
+
 # -- the driver's death, and its exit --------------------------------------------------------------
 
 
@@ -512,25 +528,38 @@ def test_a_half_consumed_generator_at_the_exit(return_as: str, later: str, place
 # -- an exception at every opcode of ours in the main thread ---------------------------------------
 
 
-@pytest.mark.parametrize("return_as", ["list", "generator"])
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, Alarm])
+@pytest.fixture
+def fast_collections() -> Iterator[None]:
+    """By the garbage collector, which leaves alone what was there before."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def call_three(return_as: str) -> None:
+    parallel = Parallel(n_jobs=2, backend="scaleout", batch_size=1, pre_dispatch="all", return_as=return_as)
+    assert list(parallel(delayed(abs)(-i) for i in range(3))) == [0, 1, 2]
+
+
+def check_groups(where: str) -> None:
+    """The next call works, and there are no workers that nobody can find again."""
+    gc.collect()  # joblib's objects hold one another
+    wait_until(lambda: not warm.groups._taken, where)
+    assert Parallel(n_jobs=2, backend="scaleout")(delayed(abs)(-i) for i in range(5)) == list(range(5)), where
+    assert len(warm.groups._idle) <= 2, where
+
+
+@pytest.mark.usefixtures("joblib_preloaded", "fast_collections")
+@pytest.mark.parametrize(("kind", "return_as"), [(KeyboardInterrupt, "list"), (Alarm, "generator")])
 def test_an_exception_at_every_opcode(kind: type[BaseException], return_as: str) -> None:
-    """The next call works, and no workers are forgotten that nobody could find again."""
+    check_groups("the start")
+    assert walk(lambda: None, lambda _: call_three(return_as), lambda _, where: check_groups(where), 3, kind) > 50
 
-    def operate(_: None) -> None:
-        parallel = Parallel(n_jobs=2, backend="scaleout", batch_size=1, pre_dispatch="all", return_as=return_as)
-        assert list(parallel(delayed(abs)(-i) for i in range(3))) == [0, 1, 2]
 
-    def check(_: None, where: str) -> None:
-        if warm.groups._taken:
-            gc.collect()
-        assert not warm.groups._taken, where
-        try:
-            results = Parallel(n_jobs=2, backend="scaleout")(delayed(abs)(-i) for i in range(5))
-        except AssertionError as error:  # the alarm
-            raise AssertionError(f"stuck after an exception at {where}") from error
-        assert results == list(range(5)), where
-        assert len(warm.groups._idle) <= 2, where
-
-    check(None, "")
-    assert walk(lambda: None, operate, check, 1, kind) > 50
+@pytest.mark.usefixtures("joblib_preloaded", "fast_collections")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # struck between `open()` and its `with`
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Alarm])
+def test_an_exception_while_workers_are_started(kind: type[BaseException]) -> None:
+    check_groups("the start")
+    assert walk(close_idle, lambda _: call_three("list"), lambda _, where: check_groups(where), 101, kind) > 10
