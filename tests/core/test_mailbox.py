@@ -337,8 +337,8 @@ class TestOrder:
         story.submit(*(make_call(i) for i in range(2)))
         story.submit(make_call(2))
         story.box.returned(story.lane, [3])
+        assert story.submit(make_call(3)) == []  # not before all are back
         story.box.lane_waits(story.lane)
-        assert story.submit(make_call(3)) == []
         story.box.returned(story.lane, [4])
         story.box.lane_continues(story.lane)
         assert story.pump() == [("send", 0, [1, 2, 3])]
@@ -651,7 +651,7 @@ def snapshot(box: Mailbox) -> Any:
     return (
         box.state,
         [(call.index, call.state, call.order) for call in (*box.ready, *box.away, *box.log)],
-        [(lane.worker, lane.state, list(lane.inflight), lane.waits) for lane in box.lanes],
+        [(lane.worker, lane.state, list(lane.inflight), lane.waits, lane.revoked_from) for lane in box.lanes],
         (box.waiting, box.busy, box.asked, box.restarts_left, box.deaths, box.failures_in_a_row, len(box.effects)),
     )
 
@@ -718,6 +718,7 @@ class Process:
         self.claimed = 0
         self.waits = False
         self.is_skipping = False
+        self.unheard = 0  # how often it has given back calls and was not told yet that its owner knows
         self.done: list[int] | None = None  # what the actor has done; None before its constructor has returned
         self.calls_since_checkpoint = 0
         self.reports: deque[tuple[Any, ...]] = deque()
@@ -731,7 +732,7 @@ class Calling(RuleBasedStateMachine):
     """Three callers. The state of the actor is the list of the calls that it has done."""
 
     @initialize(
-        restarts=st.sampled_from([0, 2, 5, ALWAYS, ALWAYS]),
+        restarts=st.sampled_from([0, 3, ALWAYS, ALWAYS, ALWAYS]),
         task_retries=st.sampled_from([0, 1, ALWAYS]),
         keeps_log=st.booleans(),
         window=st.sampled_from([1, 3, 100]),
@@ -844,7 +845,8 @@ class Calling(RuleBasedStateMachine):
     )
     def call(self, caller: int, count: int, waits: int, is_large: bool) -> None:
         for number in range(count):
-            call = make_call(len(self.calls), caller, waits if not number else 0)
+            size_bytes = limits.PREFETCH_BYTES // 2 if is_large else 10
+            call = make_call(len(self.calls), caller, waits if not number else 0, size_bytes)
             call.envelope = Envelope(caller, call.envelope.waiting if call.envelope else 0)
             call.stored = object() if is_large else None
             self.calls.append(call)
@@ -881,7 +883,8 @@ class Calling(RuleBasedStateMachine):
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), luck=st.integers(0, 2))
     def drop(self, data: st.DataObject, luck: int) -> None:
-        unwanted = data.draw(st.sampled_from(self.calls))
+        sent = [call for lane in self.box.lanes for call in lane.inflight if call.index >= 0]
+        unwanted = data.draw(st.sampled_from(sent or self.calls))
         if not luck:
             for call in self.box.dropped(lambda call: call is unwanted):
                 self.end(call)
@@ -979,9 +982,21 @@ class Calling(RuleBasedStateMachine):
         elif process.unread:
             what, call = process.unread.popleft()
             if what == "resume":
-                process.is_skipping = False
+                self.resume(process)
+            elif process.unheard and what != "waited":
+                self.give_back(process, [what])
             elif what != "waited" and not process.is_skipping:
                 self.begin(process, what, call)
+
+    def resume(self, process: Process) -> None:
+        if process.is_skipping:
+            process.is_skipping = False
+        else:
+            process.unheard -= 1
+
+    def give_back(self, process: Process, sequences: list[int]) -> None:
+        process.reports.append(("returned", sequences, None))
+        process.unheard += 1
 
     def begin(self, process: Process, sequence: int, call: Task) -> None:
         process.claimed = sequence
@@ -1049,7 +1064,7 @@ class Calling(RuleBasedStateMachine):
     def get_going(self, caller: int) -> None:
         """Random events alone seldom bring it to where it runs something, with more to come."""
         if not any(self.may_wait(process) for process in self.processes):
-            self.call(caller, 3, 0, False)
+            self.call(caller, 3, 0, caller == 2)
         for process in list(self.processes):
             self.box.worker_ready(process.lane)
             self.settle()
@@ -1064,13 +1079,25 @@ class Calling(RuleBasedStateMachine):
         back = [sequence for sequence, call in process.unread if call is not None]
         process.unread = deque(entry for entry in process.unread if entry[1] is None)
         if back:
-            process.reports.append(("returned", back, None))
+            self.give_back(process, back)
 
     def step_in_wait(self, process: Process) -> None:
         self.return_unread(process)
-        if ("waited", None) in process.unread:
-            process.unread.clear()
-            process.waits = False
+        while process.unread:
+            what, _ = process.unread.popleft()
+            if what == "waited":
+                process.waits = False
+            else:
+                self.resume(process)
+
+    @precondition(lambda self: any(process.waits and process.lane.waits for process in self.processes))
+    @rule()
+    def gives_up_waiting(self) -> None:
+        """It has not read what it was sent meanwhile."""
+        for process in self.processes:
+            if process.waits and process.lane.waits:
+                process.waits = False
+                process.reports.append(("unwant", None, None))
 
     @precondition(lambda self: any(process.lane.waits for process in self.processes))
     @rule()
@@ -1122,6 +1149,10 @@ class Calling(RuleBasedStateMachine):
                 self.since.append(call.index)
         elif name == "returned":
             self.box.returned(lane, what)
+            process.unread.append(("resume", None))
+        elif name == "unwant":
+            if lane.waits:  # else what it waited for is on its way
+                self.box.lane_continues(lane)
         elif name == "checkpoint":
             self.since = [index for index in self.since if index not in self.saved[what]]
             self.checkpoint = self.saved[what]
@@ -1152,12 +1183,15 @@ class Calling(RuleBasedStateMachine):
 
     # -- deaths
 
-    @precondition(lambda self: self.processes)
-    @rule(luck=st.integers(0, 3), is_charged=st.sampled_from([True, True, False]))
-    def dies(self, luck: int, is_charged: bool) -> None:
-        if not luck:
-            self.bury(self.processes[0], is_charged)
-            self.settle()
+    @rule(luck=st.integers(0, 3), is_charged=st.booleans(), caller=st.integers(0, 2), steps=st.integers(0, 5))
+    def dies(self, luck: int, is_charged: bool, caller: int, steps: int) -> None:
+        if luck < 2:
+            self.get_going(caller)
+            if steps and self.processes:
+                self.works(steps, bool(luck))
+            if self.processes:
+                self.bury(self.processes[0], is_charged)
+                self.settle()
 
     @precondition(lambda self: any(self.may_leave(process) for process in self.processes))
     @rule()
@@ -1179,14 +1213,15 @@ class Calling(RuleBasedStateMachine):
         if not is_charged:
             self.deaths_without_blame += 1
         self.box.worker_died(process.lane, process.claimed, is_charged)
-        self.processes.remove(process)
         for call in self.box.replaying:
             assert self.ended[call.index]
-        self.settle()
+        self.settle()  # before the process is forgotten, as the owner does
+        self.processes.remove(process)
 
-    @rule(luck=st.integers(0, 40), may_restart=st.booleans())
-    def kill(self, luck: int, may_restart: bool) -> None:
-        if luck < (10 if may_restart else 1):
+    @rule(luck=st.integers(0, 40), may_restart=st.booleans(), caller=st.integers(0, 2))
+    def kill(self, luck: int, may_restart: bool, caller: int) -> None:
+        if luck < (10 if may_restart else 2):
+            self.get_going(caller)
             self.box.killed(may_restart)
             self.settle()
 
@@ -1204,6 +1239,10 @@ class Calling(RuleBasedStateMachine):
             return
         self.box.validate()
         self.settle()
+        for lane in self.box.lanes:
+            starts = sum(1 for call in lane.inflight if call.index < 0)
+            assert len(lane.inflight) <= self.box.window + starts
+            assert lane.bytes_inflight <= limits.PREFETCH_BYTES + 100
         assert self.is_dead == (self.box.state == DEAD) == self.box.is_broken
         assert len(self.processes) <= 1
         if self.is_dead:

@@ -641,4 +641,4 @@ class Waiting(Dispatching):
 
 
 TestWaiting = Waiting.TestCase
-TestWaiting.settings = settings(max_examples=250, stateful_step_count=100, deadline=None)
+TestWaiting.settings = settings(max_examples=250, stateful_step_count=80, deadline=None)

@@ -20,7 +20,8 @@ same order, before anything else; results that were delivered are not delivered 
 it is done again, so that nobody takes it for one that can still be cancelled or run out of time.
 
 Calls come back undone when the worker waits inside a call, or lacks a name. They keep their `order`: what was still on
-its way to the worker then comes back later, and stands behind them again.
+its way to the worker then comes back later, and stands behind them again. Nothing is sent until all are back, or the
+worker, which gives back whatever it reads until its owner has heard of that, might never see the end of it.
 
 Rejected: a `Group` of size 1. It takes back what is queued, runs what was charged last and alone, and so mixes up the
 order.
@@ -157,7 +158,11 @@ class Mailbox:
     def returned(self, lane: Lane, sequences: Iterable[int]) -> None:
         """The worker waits inside a call, and what is queued behind that is to be sent again."""
         back = [task for sequence in sequences if (task := self._remove(lane, sequence)) is not None]
-        self._put_back(back)
+        if back:
+            first = min(task.sequence for task in back)
+            lane.revoked_from = min(first, lane.revoked_from) if lane.revoked_from else first
+            self._put_back(back)
+            self._look_behind(lane)
 
     def undecodable(self, lane: Lane, sequence: int) -> Task | None:
         """The worker lacks a name that the call needs. What was sent after it is to be sent again too, to keep the
@@ -243,7 +248,7 @@ class Mailbox:
         for lane in self.lanes:
             left.extend(lane.inflight)
             lane.inflight.clear()
-            lane.bytes_inflight = 0
+            lane.bytes_inflight = lane.revoked_from = 0
         self.ready.clear()
         self.away.clear()
         self.waiting = self.busy = 0
@@ -306,7 +311,7 @@ class Mailbox:
         self.lanes.remove(lane)
         held = [task for task in lane.inflight if not self._starts(task)]
         lane.inflight.clear()
-        lane.bytes_inflight = 0
+        lane.bytes_inflight = lane.revoked_from = 0
         self.busy = 0
         self.story.append(("worker_died", lane.worker, claimed, len(held)))
         if self.state == DEAD:
@@ -501,7 +506,7 @@ class Mailbox:
             if lane.state == LENT and (self.ready or self.is_closing) and not lane.is_wanted:
                 lane.is_wanted = True
                 self.effects.append(("reclaim", lane))
-            if lane.state == OPEN and not lane.waits:
+            if lane.state == OPEN and not lane.waits and not lane.revoked_from:
                 self._send(lane)
         self._retire_if_over()
 
@@ -575,7 +580,13 @@ class Mailbox:
             inflight.remove(task)
         lane.bytes_inflight -= task.size_bytes
         self.busy = int(bool(inflight))
+        self._look_behind(lane)
         return task
+
+    def _look_behind(self, lane: Lane) -> None:
+        """Whether something that was sent after what has come back is still on its way."""
+        if lane.revoked_from and not (lane.inflight and lane.inflight[-1].sequence > lane.revoked_from):
+            lane.revoked_from = 0
 
     def _put_back(self, tasks: list[Task]) -> None:
         """Before all that was never sent, in order."""
@@ -613,6 +624,7 @@ class Mailbox:
         for lane in self.lanes:
             sequences = [task.sequence for task in lane.inflight]
             assert sequences == sorted(sequences), sequences
+            assert not lane.revoked_from or sequences[-1] > lane.revoked_from
             assert lane.bytes_inflight == sum(task.size_bytes for task in lane.inflight)
             for task in lane.inflight:
                 assert task.state in (ASSIGNED, FINISHED)
