@@ -323,9 +323,7 @@ EXPERIMENTS = (
     _beside_ray("clients-tasks", clients_tasks, "2 actors submit 2000 tasks each; per task", None),
     _beside_ray("actor-sync", actor_sync, "1:1 actor call; round trip", SYNC),
     _beside_ray("actor-async", actor_async, "1:1 actor calls, 5000, then results; per call", ASYNC),
-    _beside_ray(
-        "actor-concurrent", actor_async, "the same, max_concurrency=16; per call", None, max_concurrency=16
-    ),
+    _beside_ray("actor-concurrent", actor_async, "the same, max_concurrency=16; per call", None, max_concurrency=16),
     _beside_ray("actors-1-n", one_to_n, "1:4 actor calls, 5000, then results; per call", ASYNC),
     _beside_ray("actors-n-n", n_to_n, "2:2 actor calls, 2000 each; per call", None),
     _beside_ray("async-actor-sync", async_actor_sync, "async actor call; round trip", None),

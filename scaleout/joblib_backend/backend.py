@@ -130,10 +130,9 @@ class ScaleoutBackend(AutoBatchingMixin, ParallelBackendBase):
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """The call has failed, or nobody wants its results."""
-        if self._workers is not None:
-            self._workers.abort()
+        is_here = self._workers is not None and self._workers.abort()
         self._end_workers()
-        if hasattr(self.parallel, "_ready_batches"):
+        if is_here and hasattr(self.parallel, "_ready_batches"):
             # Else joblib 1.6 runs them as part of the next call of the same Parallel. Not emptied but replaced: if
             # Ctrl-C struck within a method of the queue, its lock may be locked for ever.
             self.parallel._ready_batches = queue.Queue()

@@ -131,12 +131,15 @@ class Workers:
     def _has_come(self, for_all: bool) -> bool:
         return self._has_failed or self._called_back >= (self._submitted if for_all else 1)
 
-    def abort(self) -> None:
-        """Nobody wants the results any more. Workers that run something of it are killed, the others stay."""
+    def abort(self) -> bool:
+        """Nobody wants the results any more. Workers that run something of it are killed, the others stay. False if
+        they are not this call's any more: the interpreter exits, and modules may be gone."""
         self._is_over = True
-        if self._warm.lease is self._lease:
+        is_here = self._warm.lease is self._lease
+        if is_here:
             self._group.drop_all(kill=True)
         self._is_dropped = True
+        return is_here
 
     def release(self, idle_timeout_s: float) -> None:
         """The call is over. May be called again, by whom an exception struck in the midst of it."""
