@@ -420,6 +420,10 @@ class Worker:
         """What became of a task that gave no result: (error pickled or None, traceback, repr of error, of value)."""
         pickled: bytes | None
         stored = 0
+        text = describe(error)[: limits.FRAME_BYTES // 8]
+        if isinstance(error, RecursionError):
+            # With the frames of an endless recursion hanging on it, pickling it runs into the limit once more.
+            error.__traceback__ = error.__context__ = None
         try:
             encoded = self.encoder.encode(error)
             if encoded.size_bytes > limits.INLINE_BYTES or encoded.buffers:
@@ -430,10 +434,11 @@ class Worker:
             pickled = None
             if status != frames.RESULT_NOT_PICKLED:
                 status, value, error = frames.RESULT_NOT_PICKLED, error, pickling_error
+                text = describe(error)[: limits.FRAME_BYTES // 8]
         code = error.code if isinstance(error, SystemExit) else None
         body = (
             pickled,
-            describe(error)[: limits.FRAME_BYTES // 8],
+            text,
             safe_repr(error)[:10_000],
             safe_repr(value)[:10_000] if status == frames.RESULT_NOT_PICKLED else "",
             code if code is None or type(code) is int else 1,
