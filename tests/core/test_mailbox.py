@@ -525,6 +525,17 @@ class TestLog:
         assert (dead, kill) == (("dead", [4]), ("kill_worker", 1))
         assert sorted(forget[1], key=str) == [2, 3, "create", "restore"]
 
+    def test_a_small_call_does_not_overtake_a_large_one_that_is_done_again(self) -> None:
+        story = self.story()
+        half = limits.PREFETCH_BYTES // 2
+        calls = [make_call(0, 1), make_call(1, 2, 0, half), make_call(2, 2, 0, half), make_call(3, 1)]
+        for call in calls:
+            story.submit(call)
+            story.finish(call.sequence)
+        story.submit(make_call(4, 1, waiting=1))
+        story.die(claimed=5)
+        assert story.ready() == [("send", 1, ["create", 0, 1])]
+
     def test_nobody_can_cancel_what_is_done_again(self) -> None:
         story = self.story(2)
         calls = list(story.box.log)

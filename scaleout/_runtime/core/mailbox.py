@@ -557,10 +557,11 @@ class Mailbox:
         left: deque[Task] = deque()
         for task in self.ready:
             caller = task.envelope.caller if task.envelope is not None else 0
-            has_room = len(chosen) < room and (not size or size + task.size_bytes <= limits.PREFETCH_BYTES)
-            if _waits(task) or not has_room:
+            if _waits(task):
                 held_back.add(caller)
-            if caller in held_back:
+            elif caller not in held_back and size and size + task.size_bytes > limits.PREFETCH_BYTES:
+                room = 0  # nor for those behind it: they might be smaller, and what is done again has one order
+            if caller in held_back or len(chosen) >= room:
                 left.append(task)
             else:
                 size += task.size_bytes
