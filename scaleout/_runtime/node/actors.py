@@ -86,6 +86,8 @@ class ActorRecord:
         return self.fate.death
 
     def __del__(self) -> None:
+        if os is None or partial is None:  # the interpreter exits, and modules are gone
+            return
         if self._pid == os.getpid() and self.group is not None and not self._owner.reactor.is_over:
             self._owner.reactor.post(partial(self._owner.close_group, self.group))
 
