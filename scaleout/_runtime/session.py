@@ -423,8 +423,8 @@ def warm_process_ids() -> list[int]:
 
 
 def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()
+    global _lock, _client_lock
+    _lock, _client_lock = threading.Lock(), threading.RLock()
     context.current = None  # a worker's child is no worker: it needs a zygote of its own
     if _session is not None:
         _session.forget()

@@ -229,6 +229,14 @@ class TestLife:
         assert story.carry_out() == [("kill_worker", 0)]
         assert story.die(claimed=1) == [("start", 1)]
 
+    def test_a_call_made_after_the_kill_is_for_the_next_process(self) -> None:
+        story = Story(restarts=1)
+        story.box.killed(True)
+        assert story.submit(make_call(0)) == [("kill_worker", 0)]
+        assert story.box.lend_idle() == []
+        assert story.die(claimed=1) == [("start", 1)]
+        assert story.ready() == [("send", 1, ["create", 0])]
+
     def test_killed_for_good(self) -> None:
         story = Story(restarts=ALWAYS)
         story.submit(make_call(0))

@@ -582,3 +582,55 @@ def test_an_actor_that_no_node_can_hold() -> None:
     with pytest.raises(errors.InfeasibleError, match=r"1000 CPU"):
         scaleout.get(make.remote(), timeout=30)
     assert scaleout.get(call.remote(Log.remote(), 1)) == [1]
+
+
+def test_a_constructor_waits_for_what_it_depends_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gate")
+
+    @scaleout.remote
+    def late(path: str) -> str:
+        with open(path):
+            return "late"
+
+    @scaleout.remote
+    def make(path: str) -> Any:
+        return Log.remote(late.remote(path))
+
+    @scaleout.remote
+    def fail() -> None:
+        raise KeyError("as asked")
+
+    made = Log.remote(late.remote(str(tmp_path / "gate")))
+    made_by_a_task = scaleout.get(make.remote(str(tmp_path / "gate")))
+    calls = [made.get.remote(), made_by_a_task.get.remote()]
+    assert scaleout.wait(calls, timeout=0.1)[0] == []
+    for _ in calls:
+        with open(tmp_path / "gate", "w"):
+            pass
+    assert scaleout.get(calls, timeout=30) == [["late"], ["late"]]
+    assert isinstance(dies_with(Log.remote(fail.remote()).get.remote()).__cause__, KeyError)
+
+
+def test_what_comes_while_a_call_waits_keeps_its_order() -> None:
+    """What was on its way to the worker when that began to wait, and gave back what was queued there."""
+
+    @scaleout.remote
+    def nothing() -> None:
+        pass
+
+    @scaleout.remote
+    class Waiting:
+        def __init__(self) -> None:
+            self.log: list[int] = []
+
+        def add(self, number: int) -> list[int]:
+            self.log.append(number)
+            if number % 5 == 0:
+                scaleout.get(nothing.remote())
+            return self.log
+
+    actor = Waiting.remote()
+    for start in range(0, 2000, 200):
+        refs = [actor.add.remote(number) for number in range(start, start + 200)]
+        scaleout.wait(refs, num_returns=1 + start % 150)
+    assert scaleout.get(refs[-1], timeout=60) == list(range(2000))

@@ -250,3 +250,27 @@ def test_an_endless_stream_at_shutdown(tmp_path: Path) -> None:
     with pytest.raises(errors.SessionClosedError):
         while True:
             scaleout.get(next(stream))
+
+
+def test_a_producer_that_is_far_ahead_gives_its_slot_back(one_slot: None) -> None:
+    """Its consumer may be a task that needs it."""
+
+    @scaleout.remote(num_cpus=1)
+    class Needy:
+        def double(self, number: int) -> int:
+            return number * 2
+
+    @scaleout.remote(num_returns="streaming")
+    def produce(end: int) -> Iterator[int]:
+        yield from range(end)
+
+    @scaleout.remote
+    def consume(end: int) -> list[int]:
+        stream = produce.remote(end)
+        first = scaleout.get(next(stream))
+        actor = Needy.remote()
+        doubled = [scaleout.get(actor.double.remote(first))]
+        return doubled + [scaleout.get(actor.double.remote(scaleout.get(ref))) for ref in stream]
+
+    end = STREAM_AHEAD * 3
+    assert scaleout.get(consume.remote(end), timeout=60) == [number * 2 for number in range(end)]

@@ -216,6 +216,7 @@ class EmbeddedSession:
     def forget(self) -> None:
         """In a forked child: nothing here is ours any more. Close the fds that would keep the parent's peers alive."""
         self.is_closed = True
+        self._lock = threading.RLock()  # a thread that is not here may have held it
         owner, host = self._owner, self._parked
         self._owner = self._parked = None
         if owner is not None:

@@ -97,6 +97,7 @@ class Mailbox:
         self._has_begun = False  # the constructor was sent to the present worker
         self._sent = 0  # how many calls were
         self._keeps_creation = True  # it may be sent again
+        self._condemned: Lane | None = None  # its process is being killed: calls wait for the next
         creation.order = FIRST
         self.needs_tick = False
 
@@ -309,6 +310,7 @@ class Mailbox:
         was_ready = lane.state != STARTING
         lane.state = LANE_DEAD
         self.lanes.remove(lane)
+        self._condemned = None
         held = [task for task in lane.inflight if not self._starts(task)]
         lane.inflight.clear()
         lane.bytes_inflight = lane.revoked_from = 0
@@ -412,6 +414,7 @@ class Mailbox:
         """Somebody has decided so. Its worker is killed too: the usual death, if it may be started again."""
         if may_restart:
             for lane in self.lanes:
+                self._condemned = lane
                 self.effects.append(("kill_worker", lane))
         else:
             self._die([])
@@ -451,7 +454,9 @@ class Mailbox:
     def lend_idle(self) -> list[Lane]:
         if self.has_work or self.is_closing or self.state != ALIVE or self.keeps_log or self.is_concurrent:
             return []
-        lent = [lane for lane in self.lanes if lane.state == OPEN and not lane.talks]
+        lent = [
+            lane for lane in self.lanes if lane.state == OPEN and not lane.talks and lane is not self._condemned
+        ]
         for lane in lent:
             lane.state = LENT
             lane.is_wanted = False
@@ -506,7 +511,7 @@ class Mailbox:
             if lane.state == LENT and (self.ready or self.is_closing) and not lane.is_wanted:
                 lane.is_wanted = True
                 self.effects.append(("reclaim", lane))
-            if lane.state == OPEN and not lane.waits and not lane.revoked_from:
+            if lane.state == OPEN and not lane.waits and not lane.revoked_from and lane is not self._condemned:
                 self._send(lane)
         self._retire_if_over()
 

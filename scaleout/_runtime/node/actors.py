@@ -142,6 +142,8 @@ class Actors:
         if group.shape:
             core.size = 0
             owner.reactor.post(partial(self._await_resources, group))
+        if envelope is not None and envelope.dependencies:
+            owner.reactor.post(partial(owner.clerk.await_constructor, creation))
         owner.announce_group(group)
         return group
 

@@ -7,7 +7,8 @@ takes a moment (names of `__main__` are looked up on the callback thread, as pic
     SUBMIT   marshal of (target, function, how, payload, is_stored, objects, dependencies, references, returns, options,
              names); the names are those of `__main__` that the payload needs
     FUNCTION marshal of (pickled function, names, what it is called)
-    WANT     marshal of (objects, how many are enough, whether values are wanted, is it the main thread, may it help)
+    WANT     marshal of (objects, how many are enough, whether values are wanted, is it the main thread, may it help);
+             no objects: it waits for something that the owner does not know of, until it says UNWANT
     REQUEST  marshal of (name, *arguments): a method of `answers`
 
 Everything here runs on the reactor thread unless it says otherwise.
@@ -80,7 +81,7 @@ class PeerWant:
         self.peer = peer
         self.number = number
         self.entries = entries
-        self.missing = min(enough, len(entries))
+        self.missing = min(enough, len(entries)) if entries else enough
         self._has_values = has_values
         self.is_main = is_main
         self.may_help = may_help
@@ -145,10 +146,7 @@ class Clerk:
     def submit(self, task: Task) -> None:
         """Queue it, or have it wait for what it depends on. Actors keep their calls in order themselves."""
         envelope: Envelope = task.envelope
-        for entry in envelope.dependencies:
-            if entry.status == ledger.PENDING:
-                envelope.waiting += 1
-                entry.when_there(partial(self._dependency_there, task))
+        self._await_dependencies(task)
         group = task.group
         if group.is_terminating or group.core.is_broken:
             group.refuse(task)
@@ -159,6 +157,17 @@ class Clerk:
             self._enqueue(task)
         else:
             self.waiting.add(task)
+
+    def await_constructor(self, creation: Task) -> None:
+        """The first call of an actor that is about to be opened: it is not made before what it depends on is there."""
+        self._await_dependencies(creation)
+        self._fail_with_dependency(creation)
+
+    def _await_dependencies(self, task: Task) -> None:
+        for entry in task.envelope.dependencies:
+            if entry.status == ledger.PENDING:
+                task.envelope.waiting += 1
+                entry.when_there(partial(self._dependency_there, task))
 
     def _dependency_there(self, task: Task, entry: Entry) -> None:
         task.envelope.waiting -= 1
@@ -554,7 +563,8 @@ class Clerk:
             for entry in want.entries:
                 entry.no_longer(want.arrived)
             if want.is_main:
-                want.peer.group.core.lane_continues(want.peer.lane)
+                inside = sum(1 for other in want.peer.wants.values() if other.is_main and other.number > want.number)
+                want.peer.group.core.lane_continues(want.peer.lane, inside)
 
     def _on_unwant(self, peer: Peer, flag: int, aux: int, number: int, body: bytes) -> None:
         want = peer.wants.get(number)

@@ -90,6 +90,9 @@ class Receiver:
             core.worker_ready(peer.lane)
         elif kind == frames.RETURNED:
             core.returned(peer.lane, marshal.loads(body))
+            if peer.group.keeps_order:  # it gives back whatever comes until then
+                peer.link.queue(frame(frames.RESUME))
+                self._reactor.flush_soon(peer.link)
         elif kind == frames.RELEASED:
             self._objects.returned(peer, marshal.loads(body))
         elif kind == frames.SEGMENT:

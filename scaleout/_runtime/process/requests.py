@@ -140,7 +140,19 @@ class Requests:
             raise
         finally:
             del self._wants[want.number]
+            if is_main:
+                self._keep_late_help()
         return want
+
+    def _keep_late_help(self) -> None:
+        """What came when nobody waited for it any more is a task like any other, after the one that runs."""
+        if self._help and not self._is_main_waiting():
+            for flag, aux, number, body in self._help:
+                self._worker.queue.append((frames.TASK, flag & ~frames.HELP, aux, number, body))
+            self._help.clear()
+
+    def _is_main_waiting(self) -> bool:
+        return any(want.is_main for want in list(self._wants.values()))
 
     def ask(self, question: tuple[Any, ...], deadline: float | None = None) -> Any:
         """A question that the owner answers at once, by plain data."""
@@ -174,14 +186,24 @@ class Requests:
             del self._wants[0]
 
     def wait_until_taken(self, sequence: int, count: int) -> None:
-        """A task that streams is too far ahead: until its consumer has taken so many of its items."""
-        want = Want(next(self._numbers), get_ident() == self._main and self._worker.nesting > 0)
+        """A task that streams is too far ahead: until its consumer has taken so many of its items. Its slot is free
+        then, as the consumer may be a task that needs one."""
+        if self.has_taken(sequence, count):
+            return
+        is_main = get_ident() == self._main and self._worker.nesting > 0
+        want = Want(next(self._numbers), is_main)
         self._wants[want.number] = want
         try:
+            if is_main:
+                self._return_queued()
+                self.send(frame(frames.WANT, marshal.dumps(((), 1, False, True, False)), number=want.number))
             while not self.has_taken(sequence, count):
                 self._wait(want, None)
         finally:
             del self._wants[want.number]
+            if is_main:
+                self.send(frame(frames.UNWANT, number=want.number))
+                self._keep_late_help()
 
     def has_taken(self, sequence: int, count: int) -> bool:
         """Whether the consumer of a stream has taken so many items; StreamDropped if it will take no more."""
@@ -283,13 +305,15 @@ class Requests:
             self.on_taken()
         elif kind in AT_ONCE:
             worker.obey(*entry)
-        elif kind == frames.TASK and flag & frames.HELP:
+        elif kind == frames.TASK and flag & frames.HELP and self._is_main_waiting():
             self._return_queued()  # so that its callable and its dependencies are here
             self._help.append((flag, aux, number, body))
             for want in list(self._wants.values()):
                 if want.is_main:
                     want.wake()
         else:
+            if kind == frames.TASK:
+                entry = (kind, flag & ~frames.HELP, aux, number, body)
             worker.queue.append(entry)
             main_loop = self._wants.get(0)
             if main_loop is not None:
@@ -310,6 +334,7 @@ class Requests:
             else:
                 worker.obey(*entry)
         if returned:
+            worker.is_returning = worker.hosts_actor  # what is still on its way is to come again behind these
             self.send(frame(frames.RETURNED, marshal.dumps(returned)))
 
     def stream_ended(self, sequence: int) -> None:

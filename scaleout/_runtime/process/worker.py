@@ -87,6 +87,7 @@ class Worker:
         self.collects = False  # references in results are counted
         self.hosts_actor = False
         self.is_skipping = False  # a call of the actor's could not be decoded: what follows it comes again, in order
+        self.is_returning = False  # a call of the actor's waited: what follows is given back, also after the wait
         self.concurrent: Any = None  # actors.ThreadedActor or AsyncActor: calls run beside each other
         self.checkpoints: actors.Checkpoints | None = None
         self._storing = threading.RLock()
@@ -156,7 +157,7 @@ class Worker:
         elif kind == frames.OBJECT:
             self.arrived[number] = (flag, body)
         elif kind == frames.RESUME:
-            self.is_skipping = False
+            self.is_skipping = self.is_returning = False
         elif kind == frames.CANCEL:
             if self.concurrent is not None:
                 self.concurrent.cancel(number)
@@ -222,6 +223,9 @@ class Worker:
         if self.is_skipping:
             self.forget_task(how, payload)
             self.forget_dependencies()
+            return
+        if self.is_returning:
+            self.skip(how, sequence, payload)
             return
         started = monotonic_ns()
         words[SINCE_NS] = started

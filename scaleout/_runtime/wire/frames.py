@@ -36,7 +36,7 @@ TRACKER = 10  # + fd of the driver's resource tracker
 OBJECT = 12  # number: object id; aux: the WANT it answers, 0: a dependency of the next task; body: its value or failure
 WAITED = 13  # number: the WANT that is satisfied; body: what is there of it, in its order
 TAKEN = 14  # number: sequence number of a task that streams; aux: how many items its consumer took; flag 1: its last
-RESUME = 15  # all that was sent before it and is not done yet comes again: see NEED, of an actor
+RESUME = 15  # all that was sent before it and is not done yet comes again: see NEED and RETURNED, of an actor
 CANCEL = 16  # number: sequence number of a call that nobody wants; actors that can end it do
 
 # worker -> owner
