@@ -219,14 +219,15 @@ class Holdings:
 
     def leaks_since(self, before: Holdings) -> list[str]:
         """Names of what is here, was not there before, and belongs to this process."""
-        tracker_pids, tracker_fds = _stdlib_tracker()
-        warm_pids = _warm_pids() | tracker_pids
+        stdlib_pids, stdlib_fds = _stdlib_tracker()
+        zygote_pids, zygote_fds = _warm_zygote()
+        kept_pids, kept_fds = stdlib_pids | zygote_pids, stdlib_fds | zygote_fds
         leaks = [name for key, name in self.threads.items() if key not in before.threads]
-        leaks += [_describe_process(pid) for pid in sorted(self.pids - before.pids - warm_pids) if _is_ours(pid)]
+        leaks += [_describe_process(pid) for pid in sorted(self.pids - before.pids - kept_pids) if _is_ours(pid)]
         leaks += [
             name
             for key, name in self.fds.items()
-            if key not in before.fds and int(key[0]) not in tracker_fds  # type: ignore[index]
+            if key not in before.fds and int(key[0]) not in kept_fds  # type: ignore[index]
         ]
         leaks += [name for key, name in self.mappings.items() if key not in before.mappings]
         leaks += [
@@ -242,10 +243,11 @@ def _session_function(name: str) -> Callable[[], Any] | None:
     return getattr(sys.modules.get(SESSION_MODULE), name, None)
 
 
-def _warm_pids() -> set[str]:
-    """The zygote that the library may keep warm between pools: it may stay."""
-    warm_process_ids = _session_function("warm_process_ids")
-    return {str(pid) for pid in warm_process_ids()} if warm_process_ids is not None else set()
+def _warm_zygote() -> tuple[set[str], set[int]]:
+    """The process and the fd of the zygote that the library may keep warm between pools: it may stay."""
+    warm_zygote = _session_function("warm_zygote")
+    found = warm_zygote() if warm_zygote is not None else None
+    return (set(), set()) if found is None else ({str(found[0])}, {found[1]})
 
 
 def wait_for_leaks_to_go(before: Holdings, deadline_s: float = LEAK_DEADLINE_S) -> list[str]:
@@ -275,6 +277,14 @@ def pytest_runtest_makereport(
     if report.when == "call":
         item.stash[_failed_key] = report.failed
     return report
+
+
+@pytest.fixture(autouse=True)
+def preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import the test's module, and that imports pytest, which takes longer than most tests."""
+    host = sys.modules.get("scaleout._runtime.node.host")
+    if host is not None:
+        monkeypatch.setattr(host, "preloaded_modules", ["pytest"])
 
 
 @pytest.fixture(autouse=True)

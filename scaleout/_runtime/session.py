@@ -96,7 +96,7 @@ __all__ = [
     "is_inline",
     "outcome",
     "set_preload",
-    "warm_process_ids",
+    "warm_zygote",
 ]
 
 BOOTSTRAPPING = """
@@ -416,10 +416,10 @@ def close_all() -> None:
         _session.close()
 
 
-def warm_process_ids() -> list[int]:
-    """The zygote that is kept warm between groups, if any."""
+def warm_zygote() -> tuple[int, int] | None:
+    """(pid, fd) of the zygote that is kept warm between groups, if any."""
     parked = getattr(_session, "_parked", None)
-    return [parked.pid] if parked is not None and parked.pid else []
+    return (parked.pid, parked.link.fileno()) if parked is not None and parked.pid else None
 
 
 def _after_fork_in_child() -> None:

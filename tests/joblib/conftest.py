@@ -45,10 +45,10 @@ def ends_in_time(no_warm_workers: None) -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture
-def joblib_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers find joblib imported: for tests that start many, and look at something else than how they start."""
-    monkeypatch.setattr(host, "preloaded_modules", ["joblib"])
+@pytest.fixture(autouse=True)
+def joblib_preloaded(preloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers find joblib imported, which takes longer than most tests."""
+    monkeypatch.setattr(host, "preloaded_modules", ["joblib", "pytest"])
 
 
 @pytest.fixture

@@ -550,14 +550,14 @@ def check_groups(where: str) -> None:
     assert len(warm.groups._idle) <= 2, where
 
 
-@pytest.mark.usefixtures("joblib_preloaded", "fast_collections")
+@pytest.mark.usefixtures("fast_collections")
 @pytest.mark.parametrize(("kind", "return_as"), [(KeyboardInterrupt, "list"), (Alarm, "generator")])
 def test_an_exception_at_every_opcode(kind: type[BaseException], return_as: str) -> None:
     check_groups("the start")
     assert walk(lambda: None, lambda _: call_three(return_as), lambda _, where: check_groups(where), 3, kind) > 50
 
 
-@pytest.mark.usefixtures("joblib_preloaded", "fast_collections")
+@pytest.mark.usefixtures("fast_collections")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # struck between `open()` and its `with`
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, Alarm])
 def test_an_exception_while_workers_are_started(kind: type[BaseException]) -> None:

@@ -14,7 +14,6 @@ from joblib import Parallel, delayed, parallel_config
 
 numpy = pytest.importorskip("numpy")
 
-pytestmark = pytest.mark.usefixtures("joblib_preloaded")
 
 LARGE = 1_000_003  # float64: 8 MB, and not a whole number of pages
 

@@ -17,6 +17,8 @@ from faults import wait_until
 from joblib import Parallel, delayed, effective_n_jobs, parallel_backend, parallel_config
 from joblib.parallel import SequentialBackend, ThreadingBackend, get_active_backend
 
+from scaleout._runtime import session
+from scaleout._runtime.node import host
 from scaleout.joblib_backend import ScaleoutBackend, register
 from scaleout.joblib_backend.recipe import THREAD_LIMITS
 
@@ -261,6 +263,8 @@ def test_the_limits_are_there_before_numpy_is(monkeypatch: pytest.MonkeyPatch) -
     threadpoolctl = pytest.importorskip("threadpoolctl")
     if not any(pool["num_threads"] for pool in threadpoolctl.threadpool_info()):
         pytest.skip(f"numpy {numpy.__version__} has no threads of its own here")
+    session.close_idle()  # its zygote may have imported numpy
+    monkeypatch.setattr(host, "preloaded_modules", [])
     with parallel_config("scaleout", n_jobs=2, inner_max_num_threads=1):
         for pools in Parallel()(delayed(thread_pools)() for _ in range(4)):
             assert {pool["num_threads"] for pool in pools} == {1}

@@ -25,8 +25,6 @@ from programs import running
 
 from scaleout.joblib_backend import errors
 
-pytestmark = pytest.mark.usefixtures("joblib_preloaded")
-
 COUNT = 7
 POISON = 3
 

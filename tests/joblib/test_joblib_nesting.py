@@ -18,8 +18,6 @@ from scaleout import errors
 from scaleout.futures import ScaleoutExecutor
 from scaleout.multiprocessing import Pool
 
-pytestmark = pytest.mark.usefixtures("joblib_preloaded")
-
 BACKENDS = ["scaleout", "loky", "multiprocessing", "threading", "sequential"]
 PROCESSES = {"scaleout", "loky", "multiprocessing"}
 
