@@ -454,9 +454,7 @@ class Mailbox:
     def lend_idle(self) -> list[Lane]:
         if self.has_work or self.is_closing or self.state != ALIVE or self.keeps_log or self.is_concurrent:
             return []
-        lent = [
-            lane for lane in self.lanes if lane.state == OPEN and not lane.talks and lane is not self._condemned
-        ]
+        lent = [lane for lane in self.lanes if lane.state == OPEN and not lane.talks and lane is not self._condemned]
         for lane in lent:
             lane.state = LENT
             lane.is_wanted = False

@@ -13,8 +13,8 @@ Methods run on the reactor thread. Attributes may be read by any thread; the two
 from __future__ import annotations
 
 import itertools
-import threading
 
+from scaleout._runtime.base.latch import Latch
 from scaleout._runtime.core.tasks import FINISHED
 from scaleout._runtime.wire import frames
 
@@ -47,9 +47,9 @@ class WorkerGroup:
         self.actor: Any = None  # actors.Fate: what is said of it
         self.last_peer: Peer | None = None  # that died
         self.is_watched = False  # somebody looks whether a direct call stays parked
-        self.is_opened = threading.Event()
+        self.is_opened = Latch()
         self.is_terminating = False  # a task that comes now is refused
-        self.has_ended = threading.Event()
+        self.has_ended = Latch()
         self._objects = objects
         self._runtime_failure: BaseException | None = None
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import marshal
 import os
 import signal
-import threading
 from collections import deque
 
+from scaleout._runtime.base.latch import Latch
 from scaleout._runtime.node.direct import DirectLine
 from scaleout._runtime.node.ledger import Holdings
 from scaleout._runtime.node.stored import StoredObject
@@ -44,8 +44,8 @@ class Peer:
         self.group: Any = None
         self.pid = 0
         self.exit_status: int | None = None
-        self.has_exited = threading.Event()
-        self.is_started = threading.Event()
+        self.has_exited = Latch()
+        self.is_started = Latch()
         self.is_stream_over = False
         self.known_callables: set[int] = set()
         self.known_definitions: set[int] = set()
