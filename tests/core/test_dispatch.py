@@ -381,6 +381,24 @@ class TestTakingBack:
         story.group.revocation_settled(story.lanes[0], claimed=1)
         assert story.pump() == [("send", 1, [1, 2, 3])]
 
+    def test_what_a_revocation_has_left_there_goes_too_if_it_is_stuck(self) -> None:
+        """Also while the worker, which is stuck, has not said yet that it skips what was taken back first."""
+        story = Story(2)
+        story.ready(0)
+        profile = short_profile()
+        story.submit(*(make_task(i, profile) for i in range(9)))
+        story.finish(0, 1)
+        story.ready(1)
+        lane = story.lanes[0]
+        story.group.tick()
+        assert story.carry_out() == [("revoke", 0, 6)]
+        story.group.revocation_settled(lane, claimed=2)
+        assert story.pump() == [("send", 1, [5, 6, 7, 8])]
+        story.group.tick()
+        assert story.carry_out() == [("revoke", 0, 3)]
+        story.group.revocation_settled(lane, claimed=2)
+        assert [task.index for task in lane.inflight] == [1]
+
     def test_the_word_is_cleared_when_all_have_come_back(self) -> None:
         story = self.stalled()
         lane = story.lanes[0]

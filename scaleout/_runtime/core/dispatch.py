@@ -613,11 +613,13 @@ class Group:
         has_idle = self.busy < self.size and any(lane.state == OPEN and not lane.inflight for lane in self.lanes)
         for lane in self.lanes:
             queued = len(lane.inflight) - 1
-            if queued < 1 or lane.revoked_from or lane.waits:
+            if queued < 1 or lane.waits:
                 continue
             if lane.finished == lane.finished_at_tick:
-                self._revoke(lane, lane.inflight[0].sequence + 1)
-            elif has_idle and not self.ready:
+                first = lane.inflight[0].sequence + 1
+                if not lane.revoked_from or first < lane.revoked_from:  # it was left some, and those are stuck now
+                    self._revoke(lane, first)
+            elif has_idle and not self.ready and not lane.revoked_from:
                 keep = (queued + 1) // 2
                 self._revoke(lane, lane.inflight[keep].sequence)
             lane.finished_at_tick = lane.finished
