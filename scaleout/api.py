@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from scaleout._runtime import session
@@ -128,13 +129,14 @@ def init(
 
     `num_cpus` (default: the CPUs this process may use), `num_gpus` (those that are seen), `memory` in bytes (the
     machine's) and `resources` (custom names) are what there is for tasks and actors to ask for. `object_store_memory`
-    bounds the store, in bytes. `namespace` is where names of actors are looked up. RuntimeError if there is a session
-    already, unless `ignore_reinit_error`.
+    bounds the store, in bytes. `namespace` is where names of actors are looked up. `runtime_env` is what the workers of
+    tasks and actors find: `{"env_vars": {name: value}, "working_dir": directory}`, the directory being the current one
+    and the first that modules are looked for in. RuntimeError if there is a session already, unless
+    `ignore_reinit_error`.
     """
     if address not in (None, "", "local"):
         raise ValueError(f"clusters are not supported yet: address is None or 'local', not {address!r}")
-    if runtime_env:
-        raise ValueError(f"runtime_env is for clusters, which are not supported yet: {sorted(runtime_env)}")
+    env_vars, working_dir = _runtime_env(runtime_env or {})
     amounts: dict[str, float] = {}
     for name, amount in {"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **(resources or {})}.items():
         if amount is None:
@@ -146,7 +148,27 @@ def init(
         raise ValueError(f"object_store_memory is a number of bytes, not {object_store_memory!r}")
     if ignore_reinit_error and session.has_client():
         return
-    session.init_client(amounts, object_store_memory, namespace)
+    session.init_client(amounts, object_store_memory, namespace, env_vars, working_dir)
+
+
+def _runtime_env(given: dict[str, Any]) -> tuple[dict[str, str], str | None]:
+    """(variables, directory)"""
+    if not isinstance(given, dict):
+        raise TypeError(f"runtime_env is a dict, not {given!r}")
+    for key in given:
+        if key not in ("env_vars", "working_dir"):
+            raise ValueError(f"runtime_env takes 'env_vars' and 'working_dir'; {key!r} is not supported")
+    env_vars, working_dir = given.get("env_vars") or {}, given.get("working_dir")
+    if not isinstance(env_vars, dict) or not all(isinstance(part, str) for pair in env_vars.items() for part in pair):
+        raise TypeError(f"env_vars is a dict of strings, not {env_vars!r}")
+    for name, value in env_vars.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"there can be no environment variable {name!r} with the value {value!r}")
+    if working_dir is not None:
+        working_dir = os.path.abspath(working_dir)
+        if not os.path.isdir(working_dir):
+            raise ValueError(f"working_dir is a directory, and there is none at {working_dir!r}")
+    return env_vars, working_dir
 
 
 def shutdown() -> None:

@@ -198,7 +198,12 @@ def default_client() -> Any:
     return client
 
 
-def _new_client(resources: dict[str, float], namespace: str = "") -> Any:
+def _new_client(
+    resources: dict[str, float],
+    namespace: str = "",
+    env_vars: dict[str, str] | None = None,
+    working_dir: str | None = None,
+) -> Any:
     if context.current is not None:
         from scaleout._runtime.client.borrower import WorkerClient
 
@@ -210,10 +215,16 @@ def _new_client(resources: dict[str, float], namespace: str = "") -> Any:
         return InlineClient(session.settings)
     from scaleout._runtime.client.tasks import OwnerClient
 
-    return OwnerClient(session, session.open_tasks(resources), namespace)
+    return OwnerClient(session, session.open_tasks(resources, env_vars, working_dir), namespace)
 
 
-def init_client(resources: dict[str, float], store_bytes: int | None, namespace: str) -> None:
+def init_client(
+    resources: dict[str, float],
+    store_bytes: int | None,
+    namespace: str,
+    env_vars: dict[str, str],
+    working_dir: str | None,
+) -> None:
     """See `scaleout.init`."""
     global _session
     with _client_lock:
@@ -226,7 +237,7 @@ def init_client(resources: dict[str, float], store_bytes: int | None, namespace:
                         "object_store_memory cannot be set any more: there are pools or executors already"
                     )
                 _session = _open_session({"SCALEOUT_STORE_BYTES": str(store_bytes)})
-        references.client = _new_client(resources, namespace)
+        references.client = _new_client(resources, namespace, env_vars, working_dir)
 
 
 def close_client() -> None:

@@ -49,12 +49,55 @@ def test_init_twice() -> None:
         {"object_store_memory": "1G"},
         {"address": "elsewhere:1"},
         {"runtime_env": {"pip": ["x"]}},
+        {"runtime_env": {"env_vars": {"A=B": "x"}}},
+        {"runtime_env": {"env_vars": {"A": "x\0"}}},
+        {"runtime_env": {"working_dir": "/nowhere/at/all"}},
     ],
 )
 def test_init_with_what_is_wrong(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="."):
         scaleout.init(**options)
     assert not scaleout.is_initialized()
+
+
+@pytest.mark.parametrize("given", [["env_vars"], {"env_vars": ["A"]}, {"env_vars": {"A": 1}}, {"working_dir": 5}])
+def test_a_runtime_env_of_wrong_types(given: Any) -> None:
+    with pytest.raises(TypeError, match="."):
+        scaleout.init(runtime_env=given)
+    assert not scaleout.is_initialized()
+
+
+def test_workers_find_the_runtime_env(tmp_path: Path) -> None:
+    (tmp_path / "only_here.py").write_text("VALUE = 5")
+    scaleout.init(num_cpus=2, runtime_env={"env_vars": {"ONLY_THERE": "yes"}, "working_dir": str(tmp_path)})
+
+    def seen() -> tuple[Any, ...]:
+        import only_here  # type: ignore[import-not-found]
+
+        return os.environ["ONLY_THERE"], os.getcwd(), only_here.VALUE
+
+    look = scaleout.remote(seen)
+
+    @scaleout.remote
+    def look_from_inside() -> Any:
+        return scaleout.get(look.remote())
+
+    @scaleout.remote
+    class Looker:
+        def look(self) -> Any:
+            return seen()
+
+    found = scaleout.get([look.remote(), look_from_inside.remote(), Looker.remote().look.remote()])
+    assert found == [("yes", str(tmp_path), 5)] * 3
+    assert "ONLY_THERE" not in os.environ
+    assert os.getcwd() != str(tmp_path)
+    scaleout.shutdown()
+
+    @scaleout.remote
+    def is_there() -> bool:
+        return "ONLY_THERE" in os.environ
+
+    assert not scaleout.get(is_there.remote())
 
 
 @pytest.mark.parametrize(

@@ -155,12 +155,15 @@ class EmbeddedSession:
         slots = self._owner.slots if self._owner is not None else None
         return slots is not None and not slots.is_closed
 
-    def open_tasks(self, amounts: dict[str, float] | None = None) -> Owner:
+    def open_tasks(
+        self, amounts: dict[str, float], env_vars: dict[str, str] | None = None, working_dir: str | None = None
+    ) -> Owner:
         """The owner, with a place for tasks, from now until that is closed. `amounts` of resources, in units, go before
-        what this machine has."""
+        what this machine has. Workers have `env_vars` on top of our environment, and `working_dir` instead of ours."""
         with self._lock:
             owner = self._need_owner()
-            slots = owner.need_slots(amounts or {})
+            slots = owner.need_slots(amounts)
+            slots.env_vars, slots.working_dir = env_vars, working_dir
             if slots.resources.can_ever_fit(ONE_CPU):
                 slots.group_of(ONE_CPU)  # so that the owner stays
             return owner

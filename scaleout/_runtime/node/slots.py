@@ -58,6 +58,8 @@ class Slots:
     def __init__(self, settings: Settings, owner: Owner, total: dict[str, int], gpu_names: list[str]) -> None:
         self.gpu_names = gpu_names
         self.namespace = ""
+        self.env_vars: dict[str, str] | None = None
+        self.working_dir: str | None = None
         self._settings = settings
         self._owner = owner
         self.resources = Resources(total)
@@ -108,7 +110,8 @@ class Slots:
             "main": main_info(),
             "spill_dir": self._settings.spill_dir,
             "takes_nameless": True,
-            "environment": None,
+            "environment": self.env_vars,
+            "working_dir": self.working_dir,
             "reducers": None,
             "collects": True,
         }

@@ -177,6 +177,10 @@ class Worker:
         self.words = control_page.map_page(fd, info["page"])
         os.close(fd)
         os.environ.update(info["environment"] or {})
+        working_dir = info.get("working_dir")
+        if working_dir is not None:
+            os.chdir(working_dir)
+            sys.path.insert(0, working_dir)
         identity.assume(info)
         self.context.session_info = info
         context.current = self.context
