@@ -59,6 +59,23 @@ class TestBlocking:
         story.group.lane_waits(story.lanes[0])
         assert story.submit(make_task(1, short_profile())) == []
 
+    def test_all_wait_and_no_more_workers_are_to_be_had(self) -> None:
+        story = elastic(1)
+        story.ready(0)
+        story.submit(make_task(0))
+        story.group.lane_waits(story.lanes[0])
+        story.group.lane_blocked(story.lanes[0])
+        assert story.carry_out() == [("start", 1)]
+        story.submit(make_task(1))
+        story.group.refused()
+        assert story.die(1, 0, is_charged=False) == [("stuck",)]
+        assert story.pump() == []
+        story.group.lane_continues(story.lanes[0])
+        assert story.pump() == []
+        story.group.lane_waits(story.lanes[0])
+        story.group.lane_blocked(story.lanes[0])
+        assert story.carry_out() == [("start", 1)]
+
     def test_workers_of_a_pool_keep_their_slot(self) -> None:
         story = Story(1)
         story.ready(0)

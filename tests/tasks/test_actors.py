@@ -585,7 +585,9 @@ def test_an_actor_that_no_node_can_hold() -> None:
 
 
 def test_a_constructor_waits_for_what_it_depends_on(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "gate")
+    gates = [str(tmp_path / "one"), str(tmp_path / "other")]
+    for gate in gates:
+        os.mkfifo(gate)
 
     @scaleout.remote
     def late(path: str) -> str:
@@ -600,12 +602,12 @@ def test_a_constructor_waits_for_what_it_depends_on(tmp_path: Path) -> None:
     def fail() -> None:
         raise KeyError("as asked")
 
-    made = Log.remote(late.remote(str(tmp_path / "gate")))
-    made_by_a_task = scaleout.get(make.remote(str(tmp_path / "gate")))
+    made = Log.remote(late.remote(gates[0]))
+    made_by_a_task = scaleout.get(make.remote(gates[1]))
     calls = [made.get.remote(), made_by_a_task.get.remote()]
     assert scaleout.wait(calls, timeout=0.1)[0] == []
-    for _ in calls:
-        with open(tmp_path / "gate", "w"):
+    for gate in gates:
+        with open(gate, "w"):
             pass
     assert scaleout.get(calls, timeout=30) == [["late"], ["late"]]
     assert isinstance(dies_with(Log.remote(fail.remote()).get.remote()).__cause__, KeyError)

@@ -14,7 +14,7 @@ from typing import Any
 
 from conftest import what_is_left
 from faults import wait_until
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
@@ -259,5 +259,9 @@ def small(number: int, rest: bytes) -> int:
 
 TestGraph = Graph.TestCase
 TestGraph.settings = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=15,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],  # what depends on timing cannot be shrunk
 )

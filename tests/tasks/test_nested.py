@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from faults import note, notes, wait_until
 
 import scaleout
 from scaleout import errors
+from scaleout._runtime.base import references
 from scaleout.futures import ScaleoutExecutor
 from scaleout.multiprocessing import Pool
 
@@ -55,8 +57,6 @@ SLOTS = [1, 2]
 
 @pytest.mark.parametrize("slots", SLOTS)
 def test_recursion(slots: int) -> None:
-    import math
-
     scaleout.init(num_cpus=slots)
     assert scaleout.get(factorial.remote(20)) == math.factorial(20)
     assert scaleout.get(in_turn.remote(5)) == 32
@@ -66,8 +66,6 @@ def test_recursion(slots: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", SLOTS)
 def test_recursion_of_500(slots: int) -> None:
-    import math
-
     scaleout.init(num_cpus=slots)
     assert scaleout.get(factorial.remote(500)) == math.factorial(500)
 
@@ -76,6 +74,46 @@ def test_recursion_of_500(slots: int) -> None:
 def test_a_tree_of_tasks(slots: int) -> None:
     scaleout.init(num_cpus=slots)
     assert scaleout.get(tree.remote(9)) == 1023
+
+
+@pytest.mark.slow
+def test_a_tree_of_ten_thousand_tasks(two_slots: None) -> None:
+    assert scaleout.get(tree.remote(13)) == 16_383
+
+
+def test_a_recursion_without_an_end_is_an_error(two_slots: None) -> None:
+    @scaleout.remote
+    def endless(depth: int) -> int:
+        return scaleout.get(endless.remote(depth + 1)) + 1  # type: ignore[no-any-return]
+
+    references.client._owner.keeper._max_processes = 6
+    with pytest.raises(errors.ProcessLimitError, match="recursion"):
+        scaleout.get(endless.remote(0), timeout=60)
+    assert scaleout.get(factorial.remote(40)) == math.factorial(40)
+
+
+def test_who_waits_at_the_limit_of_processes_does_not_fail_others(two_slots: None, tmp_path: Path) -> None:
+    """All workers wait, but for what the driver is yet to do."""
+    os.mkfifo(tmp_path / "gate")
+
+    @scaleout.remote
+    class Gate:
+        def open(self, path: str) -> int:
+            with open(path):
+                return 1
+
+    @scaleout.remote
+    def wait_for(refs: list[Any]) -> int:
+        return scaleout.get(refs[0])  # type: ignore[no-any-return]
+
+    keeper = references.client._owner.keeper
+    gate = Gate.remote().open.remote(str(tmp_path / "gate"))
+    keeper._max_processes = 4
+    waiting = [wait_for.remote([gate]) for _ in range(8)]
+    assert scaleout.wait(waiting, timeout=1.0)[0] == []
+    with open(tmp_path / "gate", "w"):
+        pass
+    assert scaleout.get(waiting, timeout=60) == [1] * 8
 
 
 def test_everything_from_inside_a_task(tmp_path: Path) -> None:

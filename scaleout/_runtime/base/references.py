@@ -14,6 +14,7 @@ Not here: what an object is. `client` is set by the session, and answers what re
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections import deque
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import Callable, Generator, Iterable
     from typing import Any
+
+OF_WORKER_BITS = 40
+"""An object's number is that of the worker that made it, or 0, and this many bits of a count."""
+
+# Never the same twice in a process, as references may outlive the session that they belong to.
+object_ids = itertools.count(1)
+worker_ids = itertools.count(1)
 
 client: Any = None
 """What this process submits tasks by, see `session.default_client`; None before the first task, actor or object."""

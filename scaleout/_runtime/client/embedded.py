@@ -6,7 +6,6 @@ Threads and workers exist while worker groups do. When the last group has ended,
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from functools import partial
@@ -62,7 +61,6 @@ class EmbeddedSession:
         self._owner: Owner | None = None
         self._parked = host  # a zygote without work
         self._lock = threading.RLock()
-        self._worker_ids = itertools.count(1)
         self.is_closed = False
 
     # -- groups ----------------------------------------------------------------------------------
@@ -142,7 +140,7 @@ class EmbeddedSession:
             if host is not None and not host.is_alive():
                 host.close()
                 host = None
-            owner = Owner(self.settings, self.encoder, self.book, host, self._worker_ids)
+            owner = Owner(self.settings, self.encoder, self.book, host)
             owner.on_idle = partial(self._owner_idle, owner)
             owner.clerk.on_first = preload_client
             owner.start()

@@ -11,7 +11,7 @@ import weakref
 from functools import partial
 
 from scaleout._runtime.base import references
-from scaleout._runtime.base.references import Collected, ObjectRef
+from scaleout._runtime.base.references import OF_WORKER_BITS, Collected, ObjectRef
 from scaleout._runtime.client.graph import Options, with_dependencies
 from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.client.streams import StreamOfRefs
@@ -51,6 +51,8 @@ class OwnerClient:
         self._post = owner.reactor.post
         self._encode = session.encode
         self._new_id = owner.clerk.new_id  # one row of numbers for all objects of this owner
+        self._first_id = self._new_id()
+        self._first_worker_id = next(references.worker_ids)
         self._methods: dict[str, CallableRecord] = {}
         self._pid = os.getpid()
         self._exported = owner.clerk.exported
@@ -487,7 +489,7 @@ class OwnerClient:
         """See `scaleout.list_objects`. Nobody keeps a list of them: the garbage collector knows them all."""
         self._pause()
         found = []
-        for entry in [entry for entry in gc.get_objects() if type(entry) is Entry and entry.id]:
+        for entry in [entry for entry in gc.get_objects() if type(entry) is Entry and self._is_ours(entry.id)]:
             state = "PENDING" if entry.status == PENDING else "READY" if entry.status == frames.OK else "FAILED"
             found.append(
                 {
@@ -498,6 +500,11 @@ class OwnerClient:
                 }
             )
         return sorted(found, key=lambda entry: str(entry["id"]))
+
+    def _is_ours(self, object_id: int) -> bool:
+        """Whether it was made in this session; those of earlier ones may live on."""
+        worker_id = object_id >> OF_WORKER_BITS
+        return worker_id >= self._first_worker_id if worker_id else object_id >= self._first_id
 
     def write_trace(self, path: str) -> int:
         """See `scaleout.timeline`."""

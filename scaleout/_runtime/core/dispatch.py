@@ -14,6 +14,7 @@ leaves effects in `group.effects`, a list of tuples that the caller carries out 
     ("failed", task, lane)          the task has used up its retries
     ("reclaim", lane)               a lane that was lent is needed: report with lane_came_back()
     ("help", lane, task)            hand this task to the worker, which is to run it inside the one that waits for it
+    ("stuck",)                      all workers wait, no more are to be had: fail a task that one of them waits for
     ("broken",)                     the initializer keeps failing; pending tasks are in group.take_all()
 
 Invariants (checked by `validate`, which the tests call after every fact):
@@ -136,6 +137,8 @@ class Group:
         self.busy = 0  # lanes with something in flight that does not wait for other tasks
         self.blocked = 0  # lanes with something in flight that does
         self.has_priorities = False  # a task with another than the usual one has come
+        self.most: int | None = None  # as many lanes as could be had, when no more could
+        self._stuck_with = 0  # ready tasks, when that was said last
         self.is_elastic = False  # `size` is a number of slots, and goes up and down; lanes beyond it idle
         self.asked = 0  # workers asked for by "start" that have not started yet
         self.failures_in_a_row = 0
@@ -358,6 +361,8 @@ class Group:
             return
         wanted = min(self.size, len(self.ready)) if self.is_closing else self.size
         missing = wanted - self.asked - self._usable()
+        if self.most is not None:
+            missing = min(missing, self.most - self.asked - self._serving())
         if missing > 0:
             self.asked += missing
             self.effects.append(("start", missing))
@@ -425,6 +430,7 @@ class Group:
         if self.is_broken and unstarted:  # what came back will not run anywhere
             self.effects.append(("broken",))
         self.refill()
+        self._look_if_stuck()
 
     def initializer_failed(self) -> None:
         self.failures_in_a_row += 1
@@ -435,12 +441,15 @@ class Group:
     def refused(self) -> None:
         """A worker in `lanes` could not be started: the group goes on with the others; without any, it is broken."""
         others = self._serving() - 1
-        self._shrink(others + self.asked)
+        self.most = others + self.asked
+        self._shrink(self.most)
 
     def start_refused(self, count: int) -> None:
         """So many of the workers that "start" asked for will not come."""
         self.asked = max(0, self.asked - count)
-        self._shrink(self.asked + self._serving())
+        self.most = self.asked + self._serving()
+        self._shrink(self.most)
+        self._look_if_stuck()
 
     def _shrink(self, size: int) -> None:
         self.size = max(0, min(self.size, size))
@@ -535,6 +544,7 @@ class Group:
         if self.is_elastic and lane.is_stuck:
             self._block(lane)
             self.refill()
+            self._look_if_stuck()
 
     def lane_continues(self, lane: Lane, inside: int = 0) -> None:
         """It has what it waited for, and takes a slot, be there one or not: the next one that becomes free is not given
@@ -543,12 +553,22 @@ class Group:
         `inside`: so many that began to wait there later still do. What has waited goes on after them, not now.
         """
         lane.waits -= 1
+        self.most = None  # there may be room again
+        self._stuck_with = 0
         for help, waits in lane.helps.items():
             if waits > lane.waits - inside:
                 lane.helps[help] = waits - 1
         if not inside:
             self._unblock(lane)
         self._lane_freed(lane)
+
+    def _look_if_stuck(self) -> None:
+        """Whether all workers wait, no further one is to be had, and there is more to do: for ever."""
+        if self.most is None or not self.is_elastic or self.asked or len(self.ready) == self._stuck_with:
+            return
+        if all(lane.is_blocked for lane in self.lanes):
+            self._stuck_with = len(self.ready)  # once; who waits for what only changes with that
+            self.effects.append(("stuck",))
 
     def _block(self, lane: Lane) -> None:
         if self.is_elastic and lane.inflight and not lane.is_blocked:
@@ -709,6 +729,7 @@ class Group:
             self._assign(lane, min(room, len(ready) // sharing or 1))
         if ready and self.blocked:
             self.refill()
+            self._look_if_stuck()
         if ready or self.is_closing:
             self._want_lanes()
         if self.is_closing:

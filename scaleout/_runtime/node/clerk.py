@@ -16,13 +16,12 @@ Everything here runs on the reactor thread unless it says otherwise.
 
 from __future__ import annotations
 
-import itertools
 import marshal
 import pickle
 import weakref
 from functools import partial
 
-from scaleout._runtime.base import limits
+from scaleout._runtime.base import limits, references
 from scaleout._runtime.core.tasks import ASSIGNED, FINISHED, PENDING, Task
 from scaleout._runtime.node import ledger
 from scaleout._runtime.node.actors import ActorRecord
@@ -47,6 +46,9 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.reactor import Reactor
 
     Owner = Any  # node.owner's, which is put together from this and others
+
+
+STUCK = "all workers wait for other tasks, and there can be no more of them; most likely a recursion without an end"
 
 
 class _Ignoring:
@@ -116,7 +118,7 @@ class Clerk:
         self._objects = objects
         self._callables = callables
         self._callbacks = callbacks
-        self.new_id: Callable[[], int] = itertools.count(1).__next__
+        self.new_id: Callable[[], int] = references.object_ids.__next__
         self.group_of: Callable[[Any], Any] = lambda options: None
         self.history = History()
         self.waiting: set[Task] = set()  # for what they depend on, before their groups know of them
@@ -541,6 +543,17 @@ class Clerk:
                         self.helping.setdefault(peer, []).append(entry.id)
                         return
         core.lane_blocked(peer.lane)
+
+    def stuck(self, group: Any) -> None:
+        """All workers of the group wait, and no more are to be had: one of them is told so."""
+        for peer in group.peers:
+            for want in peer.wants.values():
+                for entry in want.entries if want.is_main else ():
+                    task = entry.source
+                    if entry.status == ledger.PENDING and task is not None and task.group is group:
+                        if group.core.dropped(lambda other, task=task: other is task and other.state != ASSIGNED):
+                            group.finish(task, frames.GROUP_BROKEN, ("refused", STUCK))
+                            return
 
     def has_helped(self, peer: Peer, entry: Entry) -> bool:
         """Whether the worker has made this object itself, while it waited for it."""

@@ -41,7 +41,6 @@ from scaleout._runtime.wire.frames import frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import itertools
     from collections.abc import Callable
     from typing import Any
 
@@ -63,7 +62,6 @@ class Owner:
         encoder: Encoder,
         book: DefinitionBook,
         host: Host | None,
-        worker_ids: itertools.count[int],
     ) -> None:
         self._settings = settings
         self.groups: list[WorkerGroup] = []
@@ -85,7 +83,6 @@ class Owner:
             self.keeper,
             self.objects,
             self.callbacks,
-            worker_ids,
             receiver.on_data,
             self._carry_out,
             self._end_if_over,
@@ -113,6 +110,7 @@ class Owner:
             "forget": self._forget,
             "kill_worker": lambda group, lane: self.keeper.kill(lane.worker, signal.SIGKILL),
             "reclaim": self.lender.reclaim,
+            "stuck": self.clerk.stuck,
             "broken": self._broken,
         }
         self._is_tick_armed = False

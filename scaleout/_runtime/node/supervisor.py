@@ -13,6 +13,7 @@ import signal
 import socket
 from functools import partial
 
+from scaleout._runtime.base import references
 from scaleout._runtime.node.peer import Peer
 from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.process import identity
@@ -22,7 +23,6 @@ from scaleout._runtime.wire.link import Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import itertools
     from collections.abc import Callable
 
     from scaleout._runtime.node.callbacks import CallbackThread
@@ -46,7 +46,6 @@ class Supervisor:
         keeper: ZygoteKeeper,
         objects: ObjectTable,
         callbacks: CallbackThread,
-        worker_ids: itertools.count[int],
         receive: Callable[[Peer, bytes], None],
         carry_out: Callable[[WorkerGroup], None],
         on_gone: Callable[[WorkerGroup], None],
@@ -56,7 +55,6 @@ class Supervisor:
         self._keeper = keeper
         self._objects = objects
         self._callbacks = callbacks
-        self._worker_ids = worker_ids
         self._receive = receive
         self._carry_out = carry_out
         self._on_gone = on_gone
@@ -86,7 +84,7 @@ class Supervisor:
         link = Link(ours)
         try:
             file, page, words = self._pages.take()
-            peer = Peer(next(self._worker_ids), next(group.numbers), link, (file, page), words)
+            peer = Peer(next(references.worker_ids), next(group.numbers), link, (file, page), words)
             peer.group = group
             try:
                 self._objects.admit(peer)

@@ -23,7 +23,7 @@ from _thread import allocate_lock, get_ident
 from collections import deque
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.base.references import HeldTable
+from scaleout._runtime.base.references import OF_WORKER_BITS, HeldTable
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
 
@@ -76,7 +76,7 @@ class Requests:
         self._link = worker.link
         self.held = HeldTable()
         self._numbers = itertools.count(1)
-        self._object_ids = itertools.count((worker.worker_id << 40) + 1)
+        self._object_ids = itertools.count((worker.worker_id << OF_WORKER_BITS) + 1)
         self._wants: dict[int, Want] = {}
         self._leading = allocate_lock()
         self._is_main_away = worker.is_reading  # it leads, and does not know
