@@ -272,6 +272,7 @@ def test_the_iterable_s_exception(executor: ScaleoutExecutor) -> None:
 
 
 def test_map_timeout(executor: ScaleoutExecutor, tmp_path: Path) -> None:
+    assert list(executor.map(wait_for_file, [tmp_path] * 4)) == [tmp_path.name] * 4  # the workers are up
     results = executor.map(wait_for_file, [tmp_path, tmp_path / "later"], timeout=1.5)
     assert next(results) == tmp_path.name
     with pytest.raises(TimeoutError):
