@@ -437,6 +437,7 @@ def _after_fork_in_child() -> None:
     global _lock, _client_lock
     _lock, _client_lock = threading.Lock(), threading.RLock()
     context.current = None  # a worker's child is no worker: it needs a zygote of its own
+    references.client = None  # a session of its own, too
     if _session is not None:
         _session.forget()
 

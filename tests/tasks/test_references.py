@@ -351,7 +351,7 @@ def test_shutdown_wakes_whoever_waits() -> None:
     assert [type(error) for error in found] == [errors.SessionClosedError]
 
 
-def test_a_forked_child_has_a_session_of_its_own_or_says_so(tmp_path: Path) -> None:
+def test_a_forked_child_has_a_session_of_its_own_and_says_what_is_not(tmp_path: Path) -> None:
     ref = identity.remote(1)
     scaleout.get(ref)
     pending = scaleout.remote(lambda: __import__("time").sleep(3600)).remote()
@@ -365,11 +365,13 @@ def test_a_forked_child_has_a_session_of_its_own_or_says_so(tmp_path: Path) -> N
                     said.append("nothing")
                 except errors.ForeignSessionError:
                     said.append("foreign")
+            said += map(str, scaleout.get([identity.remote(3), scaleout.put(4), ref]))
+            scaleout.shutdown()
             (tmp_path / "said").write_text(" ".join(said))
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
-    assert (tmp_path / "said").read_text() == "foreign foreign"
+    assert (tmp_path / "said").read_text() == "foreign foreign 3 4 1"
     scaleout.cancel(pending, force=True)
     assert scaleout.get(identity.remote(2)) == 2
 

@@ -11,7 +11,7 @@ import weakref
 from functools import partial
 
 from scaleout._runtime.base import references
-from scaleout._runtime.base.references import OF_WORKER_BITS, Collected, ObjectRef
+from scaleout._runtime.base.references import Collected, ObjectRef
 from scaleout._runtime.client.graph import Options, with_dependencies
 from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.client.streams import StreamOfRefs
@@ -51,8 +51,7 @@ class OwnerClient:
         self._post = owner.reactor.post
         self._encode = session.encode
         self._new_id = owner.clerk.new_id  # one row of numbers for all objects of this owner
-        self._first_id = self._new_id()
-        self._first_worker_id = next(references.worker_ids)
+        self._has_made = owner.clerk.has_made
         self._methods: dict[str, CallableRecord] = {}
         self._pid = os.getpid()
         self._exported = owner.clerk.exported
@@ -228,12 +227,14 @@ class OwnerClient:
     def call_actor(self, hold: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
         """As `submit`, of a method."""
         self.check()
-        if type(hold) is not ActorRecord:
+        if type(hold) is not ActorRecord or not self._has_made(hold.id):
             raise ForeignSessionError("the actor belongs to another session")
         return self._submit(hold.group, self.method(name), args, kwargs, options, is_method=True)
 
     def kill_actor(self, hold: Any, may_restart: bool) -> None:
         self.check()
+        if type(hold) is not ActorRecord or not self._has_made(hold.id):
+            raise ForeignSessionError("the actor belongs to another session")
         self._owner.actors.kill(hold, may_restart)
 
     def find_actor(self, namespace: str, name: str) -> tuple[int, Any, dict[str, Any]] | None:
@@ -264,8 +265,9 @@ class OwnerClient:
         for ref in refs:
             entry = ref._hold
             if type(entry) is not Entry:
-                entry = self._entry_of(ref)
+                self._check_is_ours(ref)
             if entry.status == PENDING:
+                self._check_is_ours(ref)
                 call = entry.call
                 if call is None:
                     self._awaited(entry)
@@ -363,20 +365,23 @@ class OwnerClient:
     # -- references ------------------------------------------------------------------------------
 
     def _entry_of(self, ref: ObjectRef) -> Entry:
-        entry = ref._hold
-        if type(entry) is not Entry:
-            raise ForeignSessionError(f"{ref!r} belongs to another session")
+        self._check_is_ours(ref)
+        entry: Entry = ref._hold
         call = entry.call
         if call is not None:
             call.hand_over()
         return entry
+
+    def _check_is_ours(self, ref: ObjectRef) -> None:
+        if type(ref._hold) is not Entry or not self._has_made(ref._id):
+            raise ForeignSessionError(f"{ref!r} belongs to another session")
 
     def _hold_of(self, ref: Any) -> Entry | ActorRecord:
         """Of a reference, or of an actor's handle."""
         hold = ref._hold
         if type(hold) is Entry:
             return self._entry_of(ref)
-        if not isinstance(hold, (Entry, ActorRecord)):
+        if not isinstance(hold, (Entry, ActorRecord)) or not self._has_made(hold.id):
             raise ForeignSessionError(f"{ref!r} belongs to another session")
         return hold
 
@@ -489,7 +494,7 @@ class OwnerClient:
         """See `scaleout.list_objects`. Nobody keeps a list of them: the garbage collector knows them all."""
         self._pause()
         found = []
-        for entry in [entry for entry in gc.get_objects() if type(entry) is Entry and self._is_ours(entry.id)]:
+        for entry in [entry for entry in gc.get_objects() if type(entry) is Entry and self._has_made(entry.id)]:
             state = "PENDING" if entry.status == PENDING else "READY" if entry.status == frames.OK else "FAILED"
             found.append(
                 {
@@ -500,11 +505,6 @@ class OwnerClient:
                 }
             )
         return sorted(found, key=lambda entry: str(entry["id"]))
-
-    def _is_ours(self, object_id: int) -> bool:
-        """Whether it was made in this session; those of earlier ones may live on."""
-        worker_id = object_id >> OF_WORKER_BITS
-        return worker_id >= self._first_worker_id if worker_id else object_id >= self._first_id
 
     def write_trace(self, path: str) -> int:
         """See `scaleout.timeline`."""

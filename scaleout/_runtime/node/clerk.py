@@ -119,6 +119,8 @@ class Clerk:
         self._callables = callables
         self._callbacks = callbacks
         self.new_id: Callable[[], int] = references.object_ids.__next__
+        self._first_id = self.new_id()
+        self._first_worker_id = next(references.worker_ids)
         self.group_of: Callable[[Any], Any] = lambda options: None
         self.history = History()
         self.waiting: set[Task] = set()  # for what they depend on, before their groups know of them
@@ -142,6 +144,11 @@ class Clerk:
             frames.CHECKPOINT: self._on_checkpoint,
             frames.CREATE_ACTOR: self._on_create_actor,
         }
+
+    def has_made(self, object_id: int) -> bool:
+        """Whether an object is one of this owner's, or of its workers'; those of earlier owners may live on."""
+        worker_id = object_id >> references.OF_WORKER_BITS
+        return worker_id >= self._first_worker_id if worker_id else object_id >= self._first_id
 
     # -- tasks with an envelope ------------------------------------------------------------------
 
