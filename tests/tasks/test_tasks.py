@@ -728,3 +728,28 @@ def test_a_registered_serializer_works_everywhere(registered: Any) -> None:
     scaleout.deregister_serializer(registered)
     with pytest.raises(Exception, match="lock"):
         scaleout.put(registered(1))
+
+
+def test_errors_name_the_task() -> None:
+    @scaleout.remote(max_retries=0)
+    def die() -> None:
+        os._exit(3)
+
+    @scaleout.remote(timeout_s=0.1)
+    def sleep() -> None:
+        time.sleep(60)
+
+    @scaleout.remote
+    class Sleeper:
+        def sleep(self) -> None:
+            time.sleep(60)
+
+    where = "test_errors_name_the_task.<locals>."
+    with pytest.raises(errors.WorkerDiedError, match=f"the task {where}die died with exit code 3"):
+        scaleout.get(die.remote())
+    with pytest.raises(errors.WorkerDiedError, match="the task undertaker died"):
+        scaleout.get(die.options(name="undertaker").remote())
+    with pytest.raises(errors.TaskTimeoutError, match=f"the task {where}sleep ran for longer"):
+        scaleout.get(sleep.remote())
+    with pytest.raises(errors.TaskTimeoutError, match="the call Sleeper.sleep ran for longer"):
+        scaleout.get(Sleeper.remote().sleep.options(timeout_s=0.1).remote())

@@ -21,7 +21,7 @@ def story_of_death(failure: Failure, first_index: int | None) -> tuple[str, dict
         index = first_index + (index or 0) if index is not None else first_index
     facts["item_index"] = index
     attempts = facts["attempts"]
-    item = "the call" if index is None else f"item {index}"
+    item = facts.pop("label", "") or ("the call" if index is None else f"item {index}")
     message = (
         f"the worker (pid {pid}) that ran {item} died with {exit_text(facts['exitcode'])}; "
         f"it was started {attempts} time{'s' if attempts != 1 else ''} and every worker that ran it died"

@@ -50,8 +50,8 @@ class TaskExceptions(Exceptions):
         return errors.TaskCancelledError("the task was cancelled")
 
     def timed_out(self, failure: Failure, first_index: int | None) -> BaseException:
-        limit_s = failure.facts["timeout_s"]
-        return errors.TaskTimeoutError(f"the task ran for longer than its timeout_s of {limit_s:g} s, and was killed")
+        limit_s, label = failure.facts["timeout_s"], failure.facts["label"] or "the task"
+        return errors.TaskTimeoutError(f"{label} ran for longer than its timeout_s of {limit_s:g} s, and was killed")
 
     def lost(self, failure: Failure, first_index: int | None) -> BaseException:
         return errors.ObjectLostError(

@@ -195,7 +195,8 @@ class Canceller:
             if left_s <= 0:
                 task.group.core.expired(task)
                 self.note_end(task, frames.TIMED_OUT)
-                task.group.finish(task, frames.TIMED_OUT, {"timeout_s": timeout_s, "pid": peer.pid})
+                facts = {"timeout_s": timeout_s, "pid": peer.pid, "label": task.group.label_of(task)}
+                task.group.finish(task, frames.TIMED_OUT, facts)
                 return
         self._look_later(found, timeout_s, left_s)
 

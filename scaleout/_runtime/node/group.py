@@ -53,6 +53,13 @@ class WorkerGroup:
         self._objects = objects
         self._runtime_failure: BaseException | None = None
 
+    def label_of(self, task: Task) -> str:
+        """What errors call it; empty for calls that are known by their items."""
+        name = task.name or (task.callable.name if task.submitted_ns else "")
+        if not name:
+            return ""
+        return f"the call {self.actor.options['class_name']}.{name}" if self.keeps_order else f"the task {name}"
+
     def finish(self, task: Task, status: int, payload: Any) -> None:
         """The task has ended: its sink is told, what it held is let go. (The usual end of a task: `receiver`.)"""
         if task.stored is not None:

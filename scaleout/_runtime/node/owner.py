@@ -266,6 +266,7 @@ class Owner:
             "exitcode": peer.exitcode,
             "item_index": None if index == control_page.NO_ITEM else index,
             "pid": peer.pid,
+            "label": group.label_of(task),
             "usage": peer.memory_usage,
         }
         status = frames.OUT_OF_MEMORY if self._memory_watch.has_taken(peer) else frames.WORKER_DIED
