@@ -14,6 +14,7 @@ from faults import Fault, note, notes, wait_until
 
 import scaleout
 from scaleout import errors
+from scaleout._runtime.base import references
 
 
 @scaleout.remote
@@ -347,6 +348,27 @@ def test_a_checkpoint_that_raises_costs_nothing_but_itself(capfd: Any) -> None:
     os.kill(scaleout.get(actor.pid.remote()), signal.SIGKILL)
     assert scaleout.get(actor.add.remote(), timeout=30) == 4
     assert "no checkpoint today" in capfd.readouterr().err
+
+
+def test_an_actor_that_cannot_take_its_checkpoint_back_is_dead() -> None:
+    @scaleout.remote(on_failure="replay", checkpoint_every=1)
+    class Forgetful:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def save_checkpoint(self) -> str:
+            return "saved"
+
+        def load_checkpoint(self, saved: str) -> None:
+            raise KeyError(saved)
+
+    actor = Forgetful.remote()
+    pid = scaleout.get(actor.pid.remote())
+    wait_until(lambda: len(references.client._owner.groups[-1].core.log) == 0)
+    os.kill(pid, signal.SIGKILL)
+    error = dies_with(actor.pid.remote())
+    assert "Forgetful is dead: its load_checkpoint raised" in str(error)
+    assert isinstance(error.__cause__, KeyError)
 
 
 # -- names and ends ------------------------------------------------------------------------------

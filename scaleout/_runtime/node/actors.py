@@ -53,13 +53,29 @@ class Fate:
 
     def deliver(self, index: int, status: int, payload: Any) -> None:
         """The sink of its constructor's call. On the reactor thread."""
+        self.begun("constructor", status, payload)
+
+    def begun(self, by: str, status: int, payload: Any) -> None:
+        """What starts the actor has ended; if it failed, the actor is dead."""
         if status == frames.OK or self.group.core.state == DEAD:
             return
         if not self.death:
-            self.death = "is dead: its constructor raised an exception"
+            self.death = f"is dead: its {by} raised an exception"
         if isinstance(payload, tuple):
             self.cause = payload
         self.group.core.creation_failed()
+
+
+class Restored:
+    """The sink of the call that brings the last checkpoint back."""
+
+    keeps_objects = False
+
+    def __init__(self, fate: Fate) -> None:
+        self._fate = fate
+
+    def deliver(self, index: int, status: int, payload: Any) -> None:
+        self._fate.begun("load_checkpoint", status, payload)
 
 
 class ActorRecord:

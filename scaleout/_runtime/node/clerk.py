@@ -24,7 +24,7 @@ from functools import partial
 from scaleout._runtime.base import limits, references
 from scaleout._runtime.core.tasks import ASSIGNED, FINISHED, PENDING, Task
 from scaleout._runtime.node import ledger
-from scaleout._runtime.node.actors import ActorRecord
+from scaleout._runtime.node.actors import ActorRecord, Restored
 from scaleout._runtime.node.history import History, now_ns
 from scaleout._runtime.node.ledger import Entry, Envelope, SeveralResults, StreamHold
 from scaleout._runtime.node.retrying import Retrying
@@ -49,18 +49,6 @@ if TYPE_CHECKING:
 
 
 STUCK = "all workers wait for other tasks, and there can be no more of them; most likely a recursion without an end"
-
-
-class _Ignoring:
-    """A sink for a task whose end nobody waits for."""
-
-    keeps_objects = False
-
-    def deliver(self, index: int, status: int, payload: Any) -> None:
-        pass
-
-
-IGNORING = _Ignoring()
 
 
 class PeerWant:
@@ -511,7 +499,8 @@ class Clerk:
             extents = payload.extents
             self._objects.hold_now(extents)
             payload = payload.body
-        restart = Task(group, self.restorer, how, payload, (), extents, IGNORING, 0, self.restorer.profile)
+        sink = Restored(group.actor)
+        restart = Task(group, self.restorer, how, payload, (), extents, sink, 0, self.restorer.profile)
         restart.max_retries = -1
         if contained:
             restart.envelope = Envelope((), contained)
