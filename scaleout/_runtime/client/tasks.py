@@ -82,56 +82,21 @@ class OwnerClient:
         options: Options,
         is_method: bool = False,
     ) -> Any:
-        dependencies: Any = ()
-        for value in args:
-            if type(value) is ObjectRef:
-                args, kwargs, dependencies = with_dependencies(args, kwargs)
-                break
-        else:
-            for value in kwargs.values():
-                if type(value) is ObjectRef:
-                    args, kwargs, dependencies = with_dependencies(args, kwargs)
-                    break
-        with Collected() as contained:
-            if is_method:
-                how = frames.METHOD
-                encoded = self._encode((args, kwargs))
-            elif kwargs or dependencies:
-                how = frames.CALL_ARGS_KWARGS
-                encoded = self._encode((args, kwargs))
-            else:
-                how = frames.CALL_ARGS
-                encoded = self._encode(args)
+        how, encoded, dependencies, contained = self._encoded_call(args, kwargs, is_method)
         payload = inline_payload(encoded)
         stored = None
         if payload is None:
             payload, stored = self._owner.objects.store(encoded)
             how |= frames.STORED
         returns = options.returns
-        if returns == 1:
-            entry = Entry(self._new_id())
-            answer: Any = ObjectRef(entry.id, entry)
-            sink: Any = entry
-        elif returns >= 0:
-            entries = tuple(Entry(self._new_id()) for _ in range(returns))
-            answer = [ObjectRef(entry.id, entry) for entry in entries] or None
-            sink = SeveralResults(entries)
-        else:
-            sink = Stream(self._new_id)
-            answer = StreamOfRefs(self, sink)
+        answer, sink, results = self._places_of(returns)
         task = Task(group, record, how, payload, encoded.needs, stored, sink, 0, record.profile)
         task.submitted_ns = now_ns()
         task.max_retries = options.max_retries
         task.priority = options.priority
         task.name = options.name
-        if returns == 1:
-            sink.source = task
-        elif returns < 0:
-            sink.source = task
-            sink.on_taken = partial(self._owner.clerk.tell_taken, weakref.ref(sink))
-        else:
-            for entry in entries:
-                entry.source = task
+        for result in results:
+            result.source = task
         if options.retry_exceptions:
             task.sink = Retrying(self._owner, task, options.retry_exceptions, options.timeout_s)
         if dependencies or contained or returns != 1:
@@ -150,6 +115,34 @@ class OwnerClient:
         if options.timeout_s is not None:
             self._post(partial(self._owner.canceller.limit, task, options.timeout_s))
         return answer
+
+    def _encoded_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], is_method: bool
+    ) -> tuple[int, Any, Sequence[ObjectRef], list[Any]]:
+        """(how it is called, its arguments, what it depends on, the references inside of them)"""
+        dependencies: Sequence[ObjectRef] = ()
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if type(value) is ObjectRef:
+                args, kwargs, dependencies = with_dependencies(args, kwargs)
+                break
+        with Collected() as contained:
+            if is_method:
+                return frames.METHOD, self._encode((args, kwargs)), dependencies, contained
+            if kwargs or dependencies:
+                return frames.CALL_ARGS_KWARGS, self._encode((args, kwargs)), dependencies, contained
+            return frames.CALL_ARGS, self._encode(args), dependencies, contained
+
+    def _places_of(self, returns: int) -> tuple[Any, Any, Sequence[Any]]:
+        """(what the caller gets, the task's sink, whose source the task is)"""
+        if returns == 1:
+            entry = Entry(self._new_id())
+            return ObjectRef(entry.id, entry), entry, (entry,)
+        if returns >= 0:
+            entries = tuple(Entry(self._new_id()) for _ in range(returns))
+            return [ObjectRef(entry.id, entry) for entry in entries] or None, SeveralResults(entries), entries
+        stream = Stream(self._new_id)
+        stream.on_taken = partial(self._owner.clerk.tell_taken, weakref.ref(stream))
+        return StreamOfRefs(self, stream), stream, (stream,)
 
     def _enqueue(self, task: Task) -> None:
         """On the reactor thread: not at the end of the queue."""
