@@ -234,7 +234,13 @@ class EmbeddedSession:
 
 def preload_client() -> None:
     """Workers of this program submit tasks themselves: those that are forked from now on need not import for that."""
-    for name in ("scaleout.api", "scaleout.remoting", "scaleout._runtime.client.borrower"):
+    for name in (
+        "scaleout.api",
+        "scaleout.remoting",
+        "scaleout._runtime.client.borrower",
+        "scaleout._runtime.core.resources",
+        "scaleout._runtime.process.requests",
+    ):
         if name not in host.preloaded_modules:
             host.preloaded_modules.append(name)
 
