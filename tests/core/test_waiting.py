@@ -650,6 +650,7 @@ class Waiting(Dispatching):
         if hasattr(self, "group") and self.group.is_elastic and not self.group.is_broken:
             self.group.size = max(self.group.size, 1)
             self.group.refill()
+            self.carry_out()
         super().teardown()
 
     def heal(self) -> None:

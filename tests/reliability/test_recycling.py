@@ -34,7 +34,8 @@ ROUND = 100
 
 def recycle(count: int, growth_bytes: int) -> None:
     with Pool(2, maxtasksperchild=1) as pool:
-        pool.map(serve, range(2 * ROUND), chunksize=1)  # what grows once has grown
+        for _ in range(count // 3 // ROUND):  # until what grows once has grown, and free memory lies scattered
+            pool.map(serve, range(ROUND), chunksize=1)
         zygote = pool._group._owner.keeper.host.pid  # workers may be gone before one could ask for their parent
         before = fds_of(os.getpid()), fds_of(zygote)
         memory = memory_of(os.getpid()), memory_of(zygote)

@@ -9,26 +9,9 @@ import pytest
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "reliability"))
 
-from faults import wait_until
+from leftovers import check_that_nothing_is_left
 
 import scaleout
-from scaleout._runtime.base import references
-
-
-def what_is_left() -> list[str]:
-    """The objects that somebody needs, the ranges that are in use, what workers were handed."""
-    client = references.client
-    if client is None or client.is_closed or not hasattr(client, "_owner"):
-        return []
-    owner = client._owner
-    left = [f"object {found}" for found in scaleout.list_objects()]
-    left += [f"range {extent}" for extent in list(owner.objects.ranges._uses)]
-    for peer in list(owner.keeper.peers.values()):
-        if len(peer.holdings):
-            left.append(f"worker {peer.pid} holds {list(peer.holdings._entries)}")
-        if peer.wants or peer.backlog:
-            left.append(f"worker {peer.pid} waits for {list(peer.wants)} {list(peer.backlog)}")
-    return left
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +22,7 @@ def nothing_is_left(request: pytest.FixtureRequest, leak_guard: None) -> Iterato
     try:
         if request.session.testsfailed == failed_before:
             gc.collect()
-            try:
-                wait_until(lambda: not what_is_left(), "nothing is left", deadline_s=5)
-            except AssertionError:
-                pytest.fail("left:\n  " + "\n  ".join(what_is_left()), pytrace=False)
+            check_that_nothing_is_left(5)
     finally:
         scaleout.shutdown()
 

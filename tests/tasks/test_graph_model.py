@@ -12,11 +12,10 @@ import os
 import signal
 from typing import Any
 
-from conftest import what_is_left
-from faults import wait_until
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
+from leftovers import check_that_nothing_is_left
 
 import scaleout
 from scaleout import errors
@@ -242,7 +241,7 @@ class Graph(RuleBasedStateMachine):
             if isinstance(thing, Actor):
                 thing.handle = None
         gc.collect()
-        wait_until(lambda: not what_is_left(), "nothing is left", deadline_s=20)
+        check_that_nothing_is_left(20)
         scaleout.shutdown()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,28 @@ def test_what_is_never_there_says_so() -> None:
         with pytest.raises(errors.InfeasibleError, match=match):
             scaleout.get(nested.remote(), timeout=30)
     assert scaleout.get(task.remote()) == 1
+
+
+def test_no_two_tasks_have_the_same_gpu(tmp_path: Path) -> None:
+    """Each in a worker of its own; the next one's is started as the last one leaves."""
+
+    @scaleout.remote(num_gpus=1, max_retries=0)
+    def hold(folder: str) -> str:
+        device = os.environ["CUDA_VISIBLE_DEVICES"]
+        path = os.path.join(folder, device)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        time.sleep(0.005)
+        os.unlink(path)
+        return device
+
+    @scaleout.remote(num_gpus=1)
+    def wait_for(refs: list[Any]) -> str:
+        return scaleout.get(refs[0])  # type: ignore[no-any-return]
+
+    scaleout.init(num_cpus=4, num_gpus=2)
+    devices = scaleout.get([hold.remote(str(tmp_path)) for _ in range(40)], timeout=60)
+    assert set(devices) == {"0", "1"}
+    assert scaleout.get(wait_for.remote([hold.remote(str(tmp_path))]), timeout=60) in ("0", "1")
 
 
 def test_gpus_are_told_in_the_environment(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ class Group:
         self.busy = 0  # lanes with something in flight that does not wait for other tasks
         self.blocked = 0  # lanes with something in flight that does
         self.has_priorities = False  # a task with another than the usual one has come
+        self.holds_devices = False  # of each worker's own: it has no successor, nor gives its slot back, while it lives
         self.most: int | None = None  # as many lanes as could be had, when no more could
         self._stuck_with = 0  # ready tasks, when that was said last
         self.is_elastic = False  # `size` is a number of slots, and goes up and down; lanes beyond it idle
@@ -361,6 +362,8 @@ class Group:
             return
         wanted = min(self.size, len(self.ready)) if self.is_closing else self.size
         missing = wanted - self.asked - self._usable()
+        if self.holds_devices:
+            missing -= sum(1 for lane in self.lanes if lane.state == RETIRING)
         if self.most is not None:
             missing = min(missing, self.most - self.asked - self._serving())
         if missing > 0:
@@ -571,7 +574,7 @@ class Group:
             self.effects.append(("stuck",))
 
     def _block(self, lane: Lane) -> None:
-        if self.is_elastic and lane.inflight and not lane.is_blocked:
+        if self.is_elastic and not self.holds_devices and lane.inflight and not lane.is_blocked:
             lane.is_blocked = True
             self.blocked += 1
             if lane.is_busy:

@@ -98,6 +98,7 @@ class Slots:
             prefetch_tasks=settings.prefetch,
         )
         core.is_elastic = True
+        core.holds_devices = _has_gpus(shape)
         group = WorkerGroup(core, self.hello(), self._owner.objects)
         group.shape = shape
         self._owner.announce_group(group)
