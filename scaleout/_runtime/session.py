@@ -322,15 +322,9 @@ def actor_options(
     checkpoint_every: int = 0,
 ) -> dict[str, Any]:
     """What `@scaleout.remote` takes for a class, checked, as plain data."""
+    _check_life(name, namespace, lifetime)
     if on_failure not in ("raise", "restart", "replay"):
         raise ValueError(f"on_failure is 'raise', 'restart' or 'replay', not {on_failure!r}")
-    if lifetime not in (None, "detached"):
-        raise ValueError(f"lifetime is None or 'detached', not {lifetime!r}")
-    for given, value in {"name": name, "namespace": namespace or ""}.items():
-        if not isinstance(value, str):
-            raise ValueError(f"{given} is a string, not {value!r}")
-    if lifetime == "detached" and not name:
-        raise ValueError("a detached actor needs a name: nothing else holds it")
     for given, number, least in (
         ("max_concurrency", 1 if max_concurrency is None else max_concurrency, 1),
         ("max_restarts", max_restarts or 0, -1),
@@ -369,6 +363,16 @@ def actor_options(
             "checkpoint_every": checkpoint_every,
         },
     }
+
+
+def _check_life(name: str, namespace: str | None, lifetime: str | None) -> None:
+    if lifetime not in (None, "detached"):
+        raise ValueError(f"lifetime is None or 'detached', not {lifetime!r}")
+    for given, value in {"name": name, "namespace": namespace or ""}.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{given} is a string, not {value!r}")
+    if lifetime == "detached" and not name:
+        raise ValueError("a detached actor needs a name: nothing else holds it")
 
 
 def check_options(options: dict[str, Any], known: tuple[str, ...]) -> None:
