@@ -105,6 +105,8 @@ class Requests:
         try:
             with self._sending:
                 self._link.send_now(data, fd)
+        except (BrokenPipeError, ConnectionResetError):
+            worker.link_lost()
         finally:
             if is_main:
                 worker.interruptible = was
@@ -273,7 +275,10 @@ class Requests:
         if is_main:
             worker.interruptible = False
         try:
-            data = self._link.receive()
+            try:
+                data = self._link.receive()
+            except ConnectionResetError:  # it has left without reading all that we said
+                data = b""
             if not data:
                 worker.link_lost()
                 return
