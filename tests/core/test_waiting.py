@@ -22,17 +22,23 @@ def elastic(size: int, **arguments: Any) -> Story:
     return story
 
 
+def one_blocked() -> Story:
+    """Worker 0 runs task 0, which waits; another was asked for in its place."""
+    story = elastic(1)
+    story.ready(0)
+    story.submit(make_task(0))
+    story.group.lane_waits(story.lanes[0])
+    story.group.lane_blocked(story.lanes[0])
+    assert story.carry_out() == [("start", 1)]
+    return story
+
+
 # -- stories ----------------------------------------------------------------------------------------
 
 
 class TestBlocking:
     def test_the_slot_of_a_task_that_waits_is_used_by_another_worker(self) -> None:
-        story = elastic(1)
-        story.ready(0)
-        story.submit(make_task(0))
-        story.group.lane_waits(story.lanes[0])
-        story.group.lane_blocked(story.lanes[0])
-        assert story.carry_out() == [("start", 1)]
+        story = one_blocked()
         story.submit(make_task(1))
         assert story.ready(1) == [("send", 1, [1])]
 
@@ -60,12 +66,7 @@ class TestBlocking:
         assert story.submit(make_task(1, short_profile())) == []
 
     def test_all_wait_and_no_more_workers_are_to_be_had(self) -> None:
-        story = elastic(1)
-        story.ready(0)
-        story.submit(make_task(0))
-        story.group.lane_waits(story.lanes[0])
-        story.group.lane_blocked(story.lanes[0])
-        assert story.carry_out() == [("start", 1)]
+        story = one_blocked()
         story.submit(make_task(1))
         story.group.refused()
         assert story.die(1, 0, is_charged=False) == [("stuck",)]

@@ -219,16 +219,17 @@ class OwnerClient:
 
     def call_actor(self, hold: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
         """As `submit`, of a method."""
-        self.check()
-        if type(hold) is not ActorRecord or not self._has_made(hold.id):
-            raise ForeignSessionError("the actor belongs to another session")
-        return self._submit(hold.group, self.method(name), args, kwargs, options, is_method=True)
+        group = self._actor_of(hold).group
+        return self._submit(group, self.method(name), args, kwargs, options, is_method=True)
 
     def kill_actor(self, hold: Any, may_restart: bool) -> None:
+        self._owner.actors.kill(self._actor_of(hold), may_restart)
+
+    def _actor_of(self, hold: Any) -> ActorRecord:
         self.check()
         if type(hold) is not ActorRecord or not self._has_made(hold.id):
             raise ForeignSessionError("the actor belongs to another session")
-        self._owner.actors.kill(hold, may_restart)
+        return hold
 
     def find_actor(self, namespace: str, name: str) -> tuple[int, Any, dict[str, Any]] | None:
         """(number, hold, options) of the living actor of that name."""
