@@ -84,6 +84,23 @@ def test_a_task_that_is_out_of_time_is_finished_and_its_worker_killed() -> None:
     assert [name_and_tasks for name, *name_and_tasks in effects if name == "send"] == [[1, [1, 2]]]
 
 
+def test_a_worker_that_is_being_killed_gets_nothing_more_though_its_task_ends_before() -> None:
+    story = Story(1)
+    story.ready(0)
+    task = make_task(0)
+    story.submit(task)
+    story.group.expired(task)
+    story.carry_out()
+    story.group.lane_given_up(story.lanes[0])
+    assert story.carry_out() == [("start", 1)]
+    assert story.finish(0, 1) is None
+    assert story.carry_out() == [("unrevoke", 0)]
+    story.group.lane_reopened(story.lanes[0])
+    assert story.submit(make_task(1)) == []
+    story.die(0, claimed=1)
+    assert story.ready(1) == [("send", 1, [1])]
+
+
 def test_a_task_with_retries_of_its_own() -> None:
     story = Story(1, max_retries=0)
     story.ready(0)
@@ -99,7 +116,8 @@ class Cancelling(Dispatching):
     """Random events, with these."""
 
     def do_kill(self, lane: Lane, task: Task) -> None:
-        pass  # any worker may die at any time anyhow
+        self.group.lane_given_up(lane)  # what is still sent there shows in `do_send`
+        self.worker_of(lane).is_told_to_exit = True
 
     def claimed_by(self, lane: Lane) -> int:
         return self.worker_of(lane).claimed

@@ -653,7 +653,7 @@ class Dispatching(RuleBasedStateMachine):
 
     def do_send(self, lane: Lane, tasks: list[Task]) -> None:
         if lane.state != DEAD:
-            assert not lane.revoked_from
+            assert not lane.revoked_from and not self.worker_of(lane).is_told_to_exit
             self.worker_of(lane).queue.extend((task.sequence, task) for task in tasks)
 
     def do_retire(self, lane: Lane) -> None:

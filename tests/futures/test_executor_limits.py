@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from faults import DEADLINE_S, killer_of_stopped, note, notes, wait_until
 
+from scaleout._runtime.node.keeper import ZygoteKeeper
 from scaleout.futures import ScaleoutExecutor
 
 
@@ -60,6 +61,27 @@ def test_neighbours_of_a_killed_call_run_once(tmp_path: Path) -> None:
         assert isinstance(slow.exception(DEADLINE_S), TimeoutError)
         assert [future.result(DEADLINE_S) for future in others] == [0.0] * 30
         assert len(notes(tmp_path / "log")) == 30
+
+
+def test_who_ends_before_the_kill_arrives_does_not_leave_it_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zygote is a long time about it."""
+
+    def kill_late(keeper: Any, peer: Any, signum: int) -> None:
+        keeper._reactor.call_later(0.5, lambda: kill(keeper, peer, signum))
+
+    kill = ZygoteKeeper.kill
+    monkeypatch.setattr(ZygoteKeeper, "kill", kill_late)
+    with ScaleoutExecutor(1, max_retries=0) as executor:
+        pid = executor.submit(os.getpid).result(DEADLINE_S)
+        slow = executor.options(timeout_s=0.3).submit(time.sleep, 0.5)
+        assert isinstance(slow.exception(DEADLINE_S), TimeoutError)
+        after = executor.submit(getpid_after, 1.0)
+        assert after.result(DEADLINE_S) != pid
+
+
+def getpid_after(duration_s: float) -> int:
+    time.sleep(duration_s)
+    return os.getpid()
 
 
 def test_a_stopped_worker_is_killed(tmp_path: Path) -> None:

@@ -514,9 +514,10 @@ class Group:
 
     def lane_given_up(self, lane: Lane) -> None:
         """The worker is about to be killed: nothing more for it, and another in its place."""
-        self._unlist(lane)
-        lane.state = RETIRING
-        self.refill()
+        if lane.state == OPEN:
+            self._unlist(lane)
+            lane.state = RETIRING
+            self.refill()
 
     def taken_over(self, lane: Lane, task: Task) -> None:
         """A direct call turned out unusual: its task, already on the worker, is one like any other from now on."""

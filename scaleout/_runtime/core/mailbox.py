@@ -466,7 +466,8 @@ class Mailbox:
             self._retire_if_over()
 
     def lane_given_up(self, lane: Lane) -> None:
-        lane.state = RETIRING
+        if lane.state == OPEN:
+            lane.state = RETIRING
 
     def taken_over(self, lane: Lane, task: Task) -> None:
         task.state = lifecycle.ON_ASSIGN[task.state]

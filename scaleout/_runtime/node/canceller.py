@@ -151,7 +151,7 @@ class Canceller:
             if group.hello["actor"]["is_async"]:
                 self._tell_actor(lane.worker, [task])
             elif lane.worker.words[control_page.CLAIMED] >= task.sequence:
-                self._keeper.kill(lane.worker, signal.SIGKILL)
+                self._keeper.kill_for_task(lane.worker)
             return
         late = partial(self._signal_if_running, lane.worker, frozenset([task.sequence]), signal.SIGKILL)
         self._reactor.call_later(limits.REVOKE_SETTLE_SECONDS, late)
@@ -167,7 +167,9 @@ class Canceller:
             return False
         if signum == signal.SIGINT:
             peer.words[control_page.INTERRUPTED] = running
-        self._keeper.kill(peer, signum)
+            self._keeper.kill(peer, signum)
+        else:
+            self._keeper.kill_for_task(peer)
         return True
 
     # -- limits of time --------------------------------------------------------------------------

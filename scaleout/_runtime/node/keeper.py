@@ -60,6 +60,12 @@ class ZygoteKeeper:
             self.host.kill(peer.worker_id, signum)
             self._reactor.flush_soon(self.host.link)
 
+    def kill_for_task(self, peer: Peer) -> None:
+        """Kill the worker for what runs there. The zygote does it a moment later: if that task has ended by then, the
+        next one must not be there in its place."""
+        peer.group.core.lane_given_up(peer.lane)
+        self.kill(peer, signal.SIGKILL)
+
     def give_up(self, peer: Peer) -> None:
         """What comes makes no sense: user code wrote to a descriptor that was not its own. The worker is lost."""
         if not peer.is_stream_over:

@@ -51,7 +51,7 @@ class MemoryWatch:
             newest = max(running, key=lambda entry: entry[0])[1]
             newest.memory_usage = {peer.pid: memory.resident_bytes(peer.pid) for peer in self._keeper.peers.values()}
             self._killed_at = now
-            self._keeper.kill(newest, signal.SIGKILL)
+            self._keeper.kill_for_task(newest)
 
     def has_taken(self, peer: Peer) -> bool:
         """Whether this dead worker was killed for want of memory, by us or by the system."""
