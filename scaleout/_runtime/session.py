@@ -390,6 +390,7 @@ def leave_actor() -> None:
     """See `scaleout.exit_actor`."""
     if context.current is None or context.current.actor is None:
         raise RuntimeError("exit_actor is for methods of actors")
+    context.current.is_leaving = True
     context.current.worker.need_requests().ask(("leave_actor",))
     raise SystemExit(0)
 

@@ -15,6 +15,7 @@ class WorkerContext:
         "actor",
         "depth",
         "in_bootstrap",
+        "is_leaving",
         "open_channel",
         "requests",
         "session_info",
@@ -32,6 +33,7 @@ class WorkerContext:
         self.open_channel = open_channel
         self.session_info = session_info
         self.in_bootstrap = False
+        self.is_leaving = False  # the actor here has said that it wants to end
         self.requests: Any = None  # process.requests.Requests, once user code here has asked its owner for something
         self.actor: Any = None  # the instance that this worker hosts
 

@@ -79,6 +79,18 @@ it is the call that kills."""
 ACTOR_WINDOW_TASKS = 256
 """Calls that are sent to an actor before it has answered: what is sent need not be waited for."""
 
+LINE_AFTER_CALLS = 3
+"""A worker that has called an actor so often, one call after another, gets a line to it."""
+
+LINE_PATIENCE_SECONDS = 0.01
+"""An answer that takes longer goes by the owner, so that the slot of whoever waits for it is free meanwhile."""
+
+LINES_PER_WORKER = 64
+"""Each takes a descriptor at both ends."""
+
+NOTED_CALLS = 100
+"""The owner is told of so many calls over lines at once, for the history."""
+
 KEPT_BACK_SECONDS = 0.0005
 """So long the youngest task that a worker has submitted is kept from others: mostly it waits for it, and does it."""
 

@@ -86,6 +86,16 @@ class Held:
             self._released.append((self.id, self.count))
 
 
+class Unshared:
+    """The hold of a reference whose object its owner does not know yet; what `share` gives takes its place as soon as
+    somebody else is to see the reference."""
+
+    __slots__ = ()
+
+    def share(self) -> Held:
+        raise NotImplementedError
+
+
 class HeldTable:
     """Everything that this process was handed and still refers to."""
 
@@ -179,6 +189,8 @@ class ObjectRef:
         return hash(self._id)
 
     def __reduce__(self) -> Any:
+        if isinstance(self._hold, Unshared):
+            self._hold = self._hold.share()
         collect(self)
         return find_reference, (self._id,)
 

@@ -16,6 +16,7 @@ from functools import partial
 from scaleout._runtime.base import limits
 from scaleout._runtime.base.references import Collected, Held, ObjectRef
 from scaleout._runtime.client.graph import Options, with_dependencies
+from scaleout._runtime.client.lines import Answer, Lines
 from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.client.streams import StreamOfRefs
 from scaleout._runtime.client.task_errors import task_exceptions
@@ -53,6 +54,7 @@ class WorkerClient:
         self._encoder = Encoder(worker.namespace.requests)
         self._function_numbers = itertools.count(1)
         self._methods: dict[str, BorrowedFunction] = {}
+        self._lines = Lines(worker)
 
     # -- submitting ------------------------------------------------------------------------------
 
@@ -72,33 +74,37 @@ class WorkerClient:
 
     def submit(self, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
         """Queue a call: its reference, or several of them."""
-        return self._submit(0, record, args, kwargs, options)
+        return self._submit(None, record, args, kwargs, options)
 
     def _submit(
-        self, target: int, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+        self, target: Any, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
     ) -> Any:
         dependencies: Any = ()
         if any(type(value) is ObjectRef for value in (*args, *kwargs.values())):
             args, kwargs, dependencies = with_dependencies(args, kwargs)
         with Collected() as contained:
-            if target:
+            if target is not None:
                 how, value = frames.METHOD, (args, kwargs)
             elif kwargs or dependencies:
                 how, value = frames.CALL_ARGS_KWARGS, (args, kwargs)
             else:
                 how, value = frames.CALL_ARGS, args
             flag, payload, names = self._pack(value)
+        if target is not None and not (flag or names or dependencies or contained):
+            line = self._lines.for_call(target, options)
+            if line is not None and (ref := line.call(record.function, how, payload)) is not None:
+                return ref
         requests = self._requests
         object_ids = [requests.next_id() for _ in range(max(options.returns, 1 if options.returns < 0 else 0))]
         refs = [ObjectRef(object_id, requests.held.made(object_id)) for object_id in object_ids]
         said = (
-            target,
+            0 if target is None else target.id,
             record.number,
             how,
             payload,
             bool(flag & frames.STORED),
             object_ids,
-            [ref._id for ref in dependencies],
+            [self._id_of(ref) for ref in dependencies],
             [ref._id for ref in contained],
             options.returns,
             self._plain(options),
@@ -147,7 +153,10 @@ class WorkerClient:
         record = self._methods.get(name)
         if record is None:
             record = self._methods[name] = self.prepare(name)
-        return self._submit(hold.id, record, args, kwargs, options)
+        refs = self._submit(hold, record, args, kwargs, options)
+        if type(refs) is not ObjectRef or type(refs._hold) is Held:
+            self._lines.went_by_owner(hold, refs)
+        return refs
 
     def create_actor(
         self, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
@@ -166,7 +175,7 @@ class WorkerClient:
             record.number,
             payload,
             bool(flag & frames.STORED),
-            [ref._id for ref in dependencies],
+            [self._id_of(ref) for ref in dependencies],
             [ref._id for ref in contained],
             options,
             names,
@@ -185,6 +194,7 @@ class WorkerClient:
         return found
 
     def kill_actor(self, hold: Any, may_restart: bool) -> None:
+        self._lines.close(hold)
         self._requests.ask(("kill_actor", hold.id, may_restart))
 
     def find_actor(self, namespace: str, name: str) -> tuple[int, Any, dict[str, Any]] | None:
@@ -215,19 +225,24 @@ class WorkerClient:
 
     def get(self, refs: Sequence[ObjectRef], deadline: float | None) -> list[Any] | None:
         """The values, in order; raises the first failure. None: the deadline came first."""
-        ids = [self._id_of(ref) for ref in refs]
-        distinct = list(dict.fromkeys(ids))
-        if not distinct:
-            return []
-        want = self._requests.want(distinct, len(distinct), True, deadline)
-        if want is None:
-            return None
+        here = {ref._id: ref._hold for ref in refs if type(ref._hold) is Answer and ref._hold.wait(deadline)}
+        ids = [ref._id if ref._id in here else self._id_of(ref) for ref in refs]
+        there = [object_id for object_id in dict.fromkeys(ids) if object_id not in here]
+        found: dict[int, tuple[int, bytes]] = {}
+        if there:
+            want = self._requests.want(there, len(there), True, deadline)
+            if want is None:
+                return None
+            found = want.values
+            if len(ids) == 1:
+                self._lines.got(ids[0])
         values: dict[int, Any] = {}
         try:
-            for object_id in distinct:
-                values[object_id] = self._value_of(*want.values.pop(object_id))
+            for object_id in dict.fromkeys(ids):
+                answer = here.get(object_id)
+                values[object_id] = self._value_of(*(found.pop(object_id) if answer is None else answer.content))
         finally:
-            for flag, body in want.values.values():
+            for flag, body in found.values():
                 self._worker.discard(flag, body)
         return [values[object_id] for object_id in ids]
 
@@ -278,6 +293,8 @@ class WorkerClient:
     # -- references ------------------------------------------------------------------------------
 
     def _id_of(self, ref: ObjectRef) -> int:
+        if type(ref._hold) is Answer:
+            ref._hold = ref._hold.share()
         if type(ref._hold) is not Held:
             raise ForeignSessionError(f"{ref!r} belongs to another session")
         return ref._id

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pickle import PicklingError
-
 from scaleout import errors
 from scaleout._runtime.client.exceptions import Exceptions
 from scaleout._runtime.client.outcomes import outcome
@@ -43,7 +41,9 @@ class TaskExceptions(Exceptions):
         return self.with_remote_traceback(error, failure)
 
     def result_not_pickled(self, failure: Failure, first_index: int | None) -> BaseException:
-        error = failure.error or PicklingError(f"{failure.value_repr} could not be pickled: {failure.error_repr}")
+        error = failure.error or errors.ResultPicklingError(
+            f"{failure.value_repr} could not be pickled: {failure.error_repr}"
+        )
         return self.with_remote_traceback(error, failure)
 
     def cancelled(self, failure: Failure, first_index: int | None) -> BaseException:

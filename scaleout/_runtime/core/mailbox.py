@@ -449,6 +449,19 @@ class Mailbox:
         self.is_closing = True
         self._retire_if_over()
 
+    @property
+    def takes_lines(self) -> bool:
+        """Whether workers may call it without our knowing: not if a call is ever to be made again, or beside others."""
+        is_plain = not (self.keeps_log or self.is_concurrent or self.max_retries)
+        return is_plain and self.state == ALIVE and not self.is_closing and self._condemned is None
+
+    def has_calls_of(self, caller: int) -> bool:
+        """Whether calls of this worker are not done."""
+        for place in (self.ready, self.away, *(lane.inflight for lane in self.lanes)):
+            if any(task.envelope is not None and task.envelope.caller == caller for task in place):
+                return True
+        return False
+
     # -- direct calls ----------------------------------------------------------------------------
 
     def lend_idle(self) -> list[Lane]:

@@ -202,10 +202,17 @@ class Actors:
 
     def lost(self, group: WorkerGroup, tasks: list[Task]) -> None:
         """Calls that had begun when the process died, of an actor that is started again."""
-        story = f"died while it ran this call, and is started again; {self._story(group)}"
-        facts = group.actor.facts(story, is_restarting=True)
+        facts = self.facts_of_lost_call(group)
         for task in tasks:
             group.finish(task, frames.ACTOR_DIED, facts)
+
+    def facts_of_lost_call(self, group: WorkerGroup) -> dict[str, Any]:
+        """What its caller is told."""
+        fate: Fate = group.actor
+        if group.core.state == DEAD:
+            return fate.facts()
+        story = f"died while it ran this call, and is started again; {self._story(group)}"
+        return fate.facts(story, is_restarting=True)
 
     def _story(self, group: WorkerGroup) -> str:
         if group.failure is not None and group.failure[0] == "refused":

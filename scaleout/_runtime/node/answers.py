@@ -48,6 +48,8 @@ class Answers:
         return self._owner.clerk.entry_of(peer, object_id).status == frames.STREAM_ENDED
 
     def cancel(self, peer: Peer, object_id: int, force: bool, is_recursive: bool) -> None:
+        if self._owner.clerk.lines.cancel(object_id, force):
+            return
         task = self._owner.clerk.entry_of(peer, object_id).source
         if task is not None:  # not in the midst of what the core does for this very frame
             self._owner.reactor.post(partial(self._owner.clerk.cancel, task, force, is_recursive))
@@ -82,6 +84,10 @@ class Answers:
             return None
         peer.holdings.hand_over((actor,))
         return actor.id, actor.options
+
+    def open_line(self, peer: Peer, actor_id: int, has_line: bool) -> bool:
+        """See `lines.Lines.open`."""
+        return self._owner.clerk.lines.open(peer, actor_id, has_line)
 
     def actor_names(self, peer: Peer) -> list[tuple[str, str]]:
         return self._owner.actors.names()

@@ -27,6 +27,7 @@ from scaleout._runtime.node import ledger
 from scaleout._runtime.node.actors import ActorRecord, Restored
 from scaleout._runtime.node.history import History, now_ns
 from scaleout._runtime.node.ledger import Entry, Envelope, SeveralResults, StreamHold
+from scaleout._runtime.node.lines import Lines
 from scaleout._runtime.node.retrying import Retrying
 from scaleout._runtime.node.stored import extents_of
 from scaleout._runtime.wire import control_page, frames
@@ -117,6 +118,7 @@ class Clerk:
         self.has_clients = False
         self.on_first: Callable[[], None] = lambda: None  # a worker has become a client
         self.answers: Any = None
+        self.lines = Lines(owner)
         self._kept_back: dict[Peer, Task] = {}
         self.restorer = callables.adopt(pickle.dumps("load_checkpoint"), ())
         self.helping: dict[Peer, list[int]] = {}  # objects that the worker makes itself, while it waits for them
@@ -131,6 +133,8 @@ class Clerk:
             frames.REQUEST: self._on_request,
             frames.CHECKPOINT: self._on_checkpoint,
             frames.CREATE_ACTOR: self._on_create_actor,
+            frames.CALLED: self.lines.called,
+            frames.NOTED: self.lines.noted,
         }
 
     def has_made(self, object_id: int) -> bool:

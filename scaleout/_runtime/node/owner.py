@@ -85,8 +85,8 @@ class Owner:
             self.callbacks,
             receiver.on_data,
             self._carry_out,
-            self._end_if_over,
             self._worker_gone,
+            self._worker_died,
         )
         self._supervisor.environment_of = self._environment_of
         self.lender = Lender(self.reactor, self.keeper, receiver, self._supervisor)
@@ -232,10 +232,16 @@ class Owner:
     def _environment_of(self, peer: Peer, group: WorkerGroup) -> dict[str, str]:
         return {} if self.slots is None else self.slots.environment_of(peer, group)
 
-    def _worker_gone(self, peer: Peer) -> None:
+    def _worker_died(self, peer: Peer) -> None:
+        """Its group does not know yet."""
         self.clerk.peer_died(peer)
         if self.slots is not None:
             self.slots.worker_gone(peer)
+
+    def _worker_gone(self, peer: Peer) -> None:
+        """What follows from its death is done."""
+        self.clerk.lines.worker_gone(peer)
+        self._end_if_over(peer.group)
 
     def _help(self, group: WorkerGroup, lane: Any, task: Task) -> None:
         peer: Peer = lane.worker

@@ -99,6 +99,10 @@ class Receiver:
             self._objects.add_segment(peer, number, peer.link.fds.popleft(), *marshal.loads(body))
         elif kind == frames.NEED:
             self._on_need(peer, number, *marshal.loads(body))
+        elif kind == frames.ANSWERED:
+            entry = self._clerk.lines.answered(number)
+            payload = self._unusual(peer, flag, body, entry) if flag else body
+            entry.deliver(0, flag & STATUS_MASK, payload)
         elif kind == frames.INITIALIZER_FAILED:
             peer.group.failure = self._unusual(peer, flag or frames.TASK_RAISED, body, None)
         elif kind == frames.CHANNEL:

@@ -37,7 +37,7 @@ class Supervisor:
 
     `receive(peer, data)` takes what is read. At a death, what the core wants done is carried out while the worker's
     control page can still be read: `carry_out(group)`; before that: `on_death(peer)`. When all is over:
-    `on_gone(group)`.
+    `on_gone(peer)`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Supervisor:
         callbacks: CallbackThread,
         receive: Callable[[Peer, bytes], None],
         carry_out: Callable[[WorkerGroup], None],
-        on_gone: Callable[[WorkerGroup], None],
+        on_gone: Callable[[Peer], None],
         on_death: Callable[[Peer], None],
     ) -> None:
         self._reactor = reactor
@@ -190,7 +190,7 @@ class Supervisor:
         peer.has_exited.set()
         if peer.segments:
             self._objects.writer_died(peer.segments)
-        self._on_gone(group)
+        self._on_gone(peer)
 
     def close(self) -> None:
         """The reactor thread has ended, or in a forked child is not there."""

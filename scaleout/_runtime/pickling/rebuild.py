@@ -171,18 +171,20 @@ def make_class(
     def make() -> type:
         return new_class(name, bases, {"metaclass": metaclass}, lambda namespace: namespace.update(body))
 
-    cls = _known_class(class_id, make)
-    if definition_id:
-        unfinished[definition_id] = cls
-    return cls
+    return _begun(_known_class(class_id, make), definition_id)
 
 
 def make_foreign_class(
     class_id: bytes, maker: Callable[..., type], arguments: tuple[Any, ...], definition_id: int
 ) -> type:
     """As `make_class`, for kinds of classes (enums, typed dicts) that have a maker of their own."""
-    cls = _known_class(class_id, lambda: maker(*arguments))
+    return _begun(_known_class(class_id, lambda: maker(*arguments)), definition_id)
+
+
+def _begun(cls: type, definition_id: int) -> type:
+    """A class whose attributes are still to come. Its methods expect its module, which may not be here yet."""
     if definition_id:
+        module_or_new(cls.__module__)
         unfinished[definition_id] = cls
     return cls
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Worker = Any  # process.worker's, which asks by what is here
 
-AT_ONCE = frozenset({frames.SEGMENT, frames.TRACKER, frames.LOOSE_FD, frames.FREE})
+AT_ONCE = frozenset({frames.SEGMENT, frames.TRACKER, frames.LOOSE_FD, frames.LINE, frames.FREE})
 """Obeyed as soon as they are read: descriptors come in the order of their frames, and nothing else depends on when."""
 
 
@@ -84,10 +84,13 @@ class Requests:
             self._leading.acquire()
         self._sending = threading.RLock()
         self._help: deque[tuple[int, int, int, bytes]] = deque()
-        self._main = threading.main_thread().ident
+        self._main = worker.main_ident
         self.on_work: Callable[[], None] = lambda: None  # something was queued
         self.on_taken: Callable[[], None] = lambda: None
         self._taken: dict[int, int] = {}  # of the streams that run here, by the task's number
+        self.line_fds: dict[int, int] = {}  # by actor: this worker's ends of lines that were asked for
+        self.on_idle: Callable[[], bool] = lambda: False
+        """The main loop is about to wait for work. Whether to look again after a while."""
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -97,19 +100,12 @@ class Requests:
 
     def send(self, data: bytes, fd: int = -1) -> None:
         """Any thread. A Ctrl-C that is meant for user code waits until the frame is out."""
-        worker = self._worker
-        is_main = get_ident() == self._main
-        was = worker.interruptible
-        if is_main:
-            worker.interruptible = False
-        try:
-            with self._sending:
-                self._link.send_now(data, fd)
-        except (BrokenPipeError, ConnectionResetError):
-            worker.link_lost()
-        finally:
-            if is_main:
-                worker.interruptible = was
+        with self._worker.shielded():
+            try:
+                with self._sending:
+                    self._link.send_now(data, fd)
+            except (BrokenPipeError, ConnectionResetError):
+                self._worker.link_lost()
 
     def report_released(self) -> None:
         """What nothing here refers to any more."""
@@ -171,17 +167,19 @@ class Requests:
     def wait_for_work(self) -> None:
         """The main loop: until something is queued, or the worker is to leave."""
         worker = self._worker
+        is_unsettled = self.on_idle()
         self.report_released()
         want = Want(0, False)
         self._wants[0] = want
         has_collected = False
         deadline = time.monotonic() + limits.HELD_IDLE_SECONDS
         try:
-            while not worker.queue and not worker.has_exit:
-                if not self._wait(want, deadline if self.held else None):
+            while not worker.queue and not worker.has_exit and (worker.lines is None or not worker.lines.is_ready):
+                if not self._wait(want, deadline if self.held or is_unsettled else None):
                     if not has_collected:
                         has_collected = True
                         gc.collect()
+                    is_unsettled = self.on_idle()
                     self.report_released()
                     deadline = time.monotonic() + limits.HELD_IDLE_SECONDS
         finally:
@@ -268,13 +266,17 @@ class Requests:
         worker = self._worker
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
-        if not poll.poll(None if timeout_s < 0 else min(timeout_s, limits.LONGEST_WAIT_SECONDS) * 1000 + 1):
+        main_loop = self._wants.get(0)
+        lines = worker.lines if main_loop is not None else None
+        if lines is not None and not lines.is_ready:
+            poll.register(lines.fileno(), select.POLLIN)
+        ready = poll.poll(None if timeout_s < 0 else min(timeout_s, limits.LONGEST_WAIT_SECONDS) * 1000 + 1)
+        if main_loop is not None and lines is not None and any(fd == lines.fileno() for fd, _ in ready):
+            lines.is_ready = True
+            main_loop.wake()
+        if not any(fd == self._link.fileno() for fd, _ in ready):
             return
-        is_main = get_ident() == self._main
-        was = worker.interruptible
-        if is_main:
-            worker.interruptible = False
-        try:
+        with worker.shielded():
             try:
                 data = self._link.receive()
             except ConnectionResetError:  # it has left without reading all that we said
@@ -284,9 +286,6 @@ class Requests:
                 return
             for entry in self._link.frames(data):
                 self._route(entry)
-        finally:
-            if is_main:
-                worker.interruptible = was
 
     def _route(self, entry: tuple[int, int, int, int, bytes]) -> None:
         kind, flag, aux, number, body = entry

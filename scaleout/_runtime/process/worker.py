@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from _thread import get_ident
 from collections import deque
 from functools import partial
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from scaleout._runtime.pickling.encode import Encoder
     from scaleout._runtime.pickling.namespace import Namespace
+    from scaleout._runtime.process.lines import Lines
     from scaleout._runtime.process.requests import Requests
     from scaleout._runtime.store.exchange import Exchange
 
@@ -63,6 +65,25 @@ class Referring(bytes):
     references: Any
 
 
+class Shield:
+    """See `Worker.shielded`. Only the main thread is ever struck."""
+
+    __slots__ = ("_was", "_worker")
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._was: bool | None = None
+
+    def __enter__(self) -> None:
+        if get_ident() == self._worker.main_ident:
+            self._was = self._worker.interruptible
+            self._worker.interruptible = False
+
+    def __exit__(self, *exception: object) -> None:
+        if self._was is not None:
+            self._worker.interruptible = self._was
+
+
 class Worker:
     """The state of this process as a worker; there is one."""
 
@@ -78,6 +99,7 @@ class Worker:
         self.namespace: Namespace = None  # type: ignore[assignment]  # made by HELLO
         self.encoder: Encoder = None  # type: ignore[assignment]
         self._exchange: Exchange | None = None
+        self.main_ident = get_ident()
         self.interruptible = False
         self.has_exit = False
         self.is_reading = False  # the main thread is, for itself: there are no requests yet
@@ -90,6 +112,7 @@ class Worker:
         self.is_returning = False  # a call of the actor's waited: what follows is given back, also after the wait
         self.concurrent: Any = None  # actors.ThreadedActor or AsyncActor: calls run beside each other
         self.checkpoints: actors.Checkpoints | None = None
+        self.lines: Lines | None = None  # of other workers, to the actor here
         self._storing = threading.RLock()
         self.context = context.WorkerContext(worker_id, depth, self.open_channel, {}, self)
 
@@ -104,12 +127,17 @@ class Worker:
                     self.concurrent.run()
                     return
                 while queue:
+                    if self.lines is not None:  # what was sent there before this comes first
+                        self.lines.serve()
                     entry = queue.popleft()
                     if entry[0] == frames.TASK:
                         self.execute(*entry[1:])
                     else:
                         self.obey(*entry)
-                self.receive()
+                if self.lines is not None and self.lines.is_ready:
+                    self.lines.serve()
+                else:
+                    self.receive()
         except (LinkClosed, BrokenPipeError, ConnectionResetError):
             pass
 
@@ -118,7 +146,7 @@ class Worker:
         exchange = self._exchange
         if exchange is not None:
             self.report_released()
-            if exchange.is_used and not _is_readable(self.link.sock, limits.WARM_SECONDS):
+            if exchange.is_used and not _is_readable((self.link, self.lines), limits.WARM_SECONDS):
                 exchange.trim()
         if self.has_exit:
             raise LinkClosed
@@ -161,6 +189,8 @@ class Worker:
         elif kind == frames.CANCEL:
             if self.concurrent is not None:
                 self.concurrent.cancel(number)
+        elif kind == frames.LINE:
+            self.add_line(flag, number)
         elif kind == frames.HELLO:
             self.hello(marshal.loads(body))
         elif kind == frames.LOOSE_FD:
@@ -240,13 +270,7 @@ class Worker:
         if self.concurrent is not None and how & frames.HOW_MASK == frames.METHOD:
             self.start_concurrently(how, callable_id, payload, sequence)
             return
-        self.nesting += 1
-        try:
-            status, answer = self.attempt(how, callable_id, payload, sequence)
-            self.interruptible = False
-        except KeyboardInterrupt as error:  # arrived between two lines of ours
-            status, answer = self.encode_failure(frames.TASK_RAISED, error)
-        self.nesting -= 1
+        status, answer = self.guarded(self.attempt, how, callable_id, payload, sequence)
         if self.arrived:
             self.forget_dependencies()
         if status < 0:
@@ -255,12 +279,27 @@ class Worker:
         if self.checkpoints is not None and how & frames.HOW_MASK == frames.METHOD:
             self.checkpoints.called(self)
 
+    def guarded(self, attempt: Callable[..., tuple[int, bytes]], *arguments: Any) -> tuple[int, bytes]:
+        """What a task came to, whenever Ctrl-C strikes."""
+        self.nesting += 1
+        try:
+            status, answer = attempt(*arguments)
+            self.interruptible = False
+        except KeyboardInterrupt as error:  # arrived between two lines of ours
+            status, answer = self.encode_failure(frames.TASK_RAISED, error)
+        self.nesting -= 1
+        return status, answer
+
     def answer(self, sequence: int, status: int, body: bytes, duration_us: int = 0) -> None:
         """Send a result. From any thread, if the actor here has several."""
+        self.prepare_answer()
+        self.send(pack(len(body), frames.RESULT, status, min(duration_us, 0xFFFFFFFF), sequence) + body)
+
+    def prepare_answer(self) -> None:
+        """What is to be there before a result is."""
         flush_output()
         if self._exchange is not None:
-            self.report_released()  # before the result, so that its reader finds the ranges warm
-        self.send(pack(len(body), frames.RESULT, status, min(duration_us, 0xFFFFFFFF), sequence) + body)
+            self.report_released()  # so that the result's reader finds the ranges warm
 
     def help(self, how: int, callable_id: int, sequence: int, payload: bytes) -> None:
         """Run a task inside the one that waits for it."""
@@ -278,6 +317,10 @@ class Worker:
         except BaseException as error:
             self.interruptible = False
             return self.decoding_failed(error, sequence)
+        return self.perform(how, function, arguments, returns, sequence)
+
+    def perform(self, how: int, function: Any, arguments: Any, returns: int, sequence: int) -> tuple[int, bytes]:
+        """Call, encode: (status, payload) for the result."""
         try:
             result = CALL[how & frames.HOW_MASK](self, function, arguments, how)
             if returns != 1:
@@ -294,6 +337,8 @@ class Worker:
         except BaseException as error:
             self.interruptible = False
             return self.encode_failure(frames.RESULT_NOT_PICKLED, error, result)
+        finally:
+            del result  # a traceback that the task keeps somewhere leads to this frame
 
     def decode_call(self, how: int, callable_id: int, payload: bytes) -> tuple[Any, Any, int]:
         """(function, arguments, number of results)"""
@@ -466,6 +511,19 @@ class Worker:
         if checkpoint_every:
             self.checkpoints = actors.Checkpoints(checkpoint_every)
 
+    def add_line(self, is_to_caller: int, actor_id: int) -> None:
+        """Between another worker and this one: see `process.lines`."""
+        fd = self.link.fds.popleft()
+        if is_to_caller:
+            self.need_requests().line_fds[actor_id] = fd
+            return
+        if self.lines is None:
+            from scaleout._runtime.process.lines import Lines
+
+            self.need_requests()
+            self.lines = Lines(self)
+        self.lines.add(fd)
+
     def start_concurrently(self, how: int, callable_id: int, payload: bytes, sequence: int) -> None:
         """Decode here, in order; run elsewhere."""
         try:
@@ -623,18 +681,19 @@ class Worker:
     def open_channel(self) -> socket.socket:
         """This worker is about to own workers itself: a line to the zygote, asked for through the owner."""
         ours, theirs = socket.socketpair()
-        was, self.interruptible = self.interruptible, False
-        try:
+        with self.shielded():
             self.send(frame(frames.CHANNEL), theirs.fileno())
-        finally:
-            self.interruptible = was
         theirs.close()
         return ours
+
+    def shielded(self) -> Shield:
+        """While it lasts, a Ctrl-C that is meant for user code spares this thread."""
+        return Shield(self)
 
     def on_sigint(self, signum: int, stack: FrameType | None) -> None:
         """Ctrl-C reaches user code only, and once; between tasks it is the driver's business."""
         words = self.words
-        if self.interruptible and words[INTERRUPTED] in (0, words[CLAIMED]):
+        if self.interruptible and words[INTERRUPTED] in (0, words[RUNNING]):
             self.interruptible = False
             raise KeyboardInterrupt
 
@@ -714,11 +773,13 @@ def flush_output() -> None:
         pass
 
 
-def _is_readable(sock: socket.socket, timeout_s: float) -> bool:
+def _is_readable(sources: Any, timeout_s: float) -> bool:
     import select
 
     poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
+    for source in sources:
+        if source is not None:
+            poll.register(source.fileno(), select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
 
 

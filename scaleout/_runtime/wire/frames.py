@@ -38,13 +38,14 @@ WAITED = 13  # number: the WANT that is satisfied; body: what is there of it, in
 TAKEN = 14  # number: sequence number of a task that streams; aux: how many items its consumer took; flag 1: its last
 RESUME = 15  # all that was sent before it and is not done yet comes again: see NEED and RETURNED, of an actor
 CANCEL = 16  # number: sequence number of a call that nobody wants; actors that can end it do
+LINE = 17  # + fd: the worker's end of a line; number: the actor it leads to; flag 1: to its caller, 0: to its worker
 
 # worker -> owner
 READY = 20
 RESULT = 21
 RETURNED = 22  # body: sequence numbers that were revoked before they were claimed
 RELEASED = 23  # body: extents of the receiver's segments whose last view died
-NEED = 24  # number: sequence number of a task that could not be decoded; body: (module, name)
+NEED = 24  # number: sequence number of a task that could not be decoded; body: (module, name, traceback)
 INITIALIZER_FAILED = 25
 CHANNEL = 26  # + fd: the worker becomes an owner and asks for a channel to the zygote
 SUBMIT = 27  # a task, from inside a task; body: see node.clerk
@@ -57,8 +58,14 @@ FUNCTION = 34  # number: what SUBMIT calls it from now on; body: a pickled funct
 CREATE_ACTOR = 37  # body: as of SUBMIT, see node.clerk
 CHECKPOINT = 36  # flag and body as of RESULT: what an actor has saved, as of all that it has answered
 REQUEST = 35  # number: object id for the answer; body: a question to the owner, see node.clerk
+CALLED = 38  # number: object id of a call that was made over a line; body: (actor, method). Its answer goes by the owner
+ANSWERED = 39  # number: object id of a call that was made over a line; flag and body as of RESULT: its answer
+NOTED = 49  # body: what the history is to say of calls over lines
 # both ways
 SEGMENT = 30  # + fd; number: segment id; body: (size, is_on_disk)
+
+# on a line, besides TASK and RESULT, whose number is the object's; both ways
+BY_OWNER = 60  # number: of the call whose answer goes by the owner
 
 # owner <-> zygote
 STATE = 40  # body: what the children that follow are to look like
@@ -71,7 +78,7 @@ FORKED = 46  # number: worker id, aux: pid
 EXITED = 47  # number: worker id, aux: wait status
 REFUSED = 48  # number: worker id; body: why
 
-FD_KINDS = frozenset({HELLO, LOOSE_FD, TRACKER, CHANNEL, SEGMENT, OUTPUT, FORK, ADOPT})
+FD_KINDS = frozenset({HELLO, LOOSE_FD, TRACKER, LINE, CHANNEL, SEGMENT, OUTPUT, FORK, ADOPT})
 
 # TASK flags: how to call
 CALL_ARGS = 0  # payload is args
