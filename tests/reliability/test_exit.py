@@ -313,6 +313,28 @@ def test_large_results_alive_at_the_exit(tmp_path: Path) -> None:
     )
 
 
+def test_a_worker_that_is_to_leave_does_not_first_see_whether_more_comes(tmp_path: Path) -> None:
+    """Who has sent large results keeps its pages warm for a while, in case that there are more to send."""
+    lines, _ = run(
+        """
+    import numpy
+    from scaleout._runtime.base import limits
+
+    def large():
+        limits.WARM_SECONDS = 1e5
+        return numpy.ones(1 << 18)
+
+    pool = Pool(1)
+    say(pool.apply(large).sum())
+    pool.close()
+    pool.join()
+    """
+        + ENDING,
+        tmp_path,
+    )
+    assert lines == ["262144.0"]
+
+
 def test_a_closed_stdout_is_no_failure_of_a_task(tmp_path: Path) -> None:
     run(
         """

@@ -62,7 +62,6 @@ class Lines:
         except OSError:  # no descriptors left: then it goes on as it did
             return False
         caller.lines[actor_id] = host
-        host.lane.talks = True
         host.link.queue_and_give(frame(frames.LINE, number=actor_id), theirs.detach())
         self._owner.lender.send_soon(host)
         caller.link.queue_and_give(frame(frames.LINE, flag=TO_CALLER, number=actor_id), ours.detach())
@@ -80,6 +79,8 @@ class Lines:
                 self._fail(host, entry)
             else:
                 self._awaited[number] = host, entry
+                host.lane.talks = True  # it will tell, and so must be listened to
+                self._owner.lender.reclaim(host.group, host.lane)
         caller.holdings.hand_over((entry,))
 
     def answered(self, number: int) -> Entry:

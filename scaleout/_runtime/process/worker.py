@@ -146,10 +146,10 @@ class Worker:
         exchange = self._exchange
         if exchange is not None:
             self.report_released()
-            if exchange.is_used and not _is_readable((self.link, self.lines), limits.WARM_SECONDS):
-                exchange.trim()
         if self.has_exit:
             raise LinkClosed
+        if exchange is not None and exchange.is_used and not _is_readable((self.link, self.lines), limits.WARM_SECONDS):
+            exchange.trim()
         if self.requests is not None:
             self.requests.wait_for_work()
             return
