@@ -338,6 +338,7 @@ class Waiting(Dispatching):
         self, size: int, tasks_per_worker: int | None, max_retries: int, cpus: int, is_elastic: bool
     ) -> None:
         self.numbers = itertools.count(1)
+        self.help_for: dict[Task, Want] = {}
         self.may_be_more = is_elastic
         super().start(size, tasks_per_worker, max_retries, cpus)
         self.group.is_elastic = is_elastic
@@ -362,7 +363,7 @@ class Waiting(Dispatching):
     def do_help(self, lane: Lane, task: Task) -> None:
         if lane.state != DEAD:
             worker = self.worker_of(lane)
-            worker.unread.append(("help", task.sequence, task, worker.wants[-1] if worker.wants else None))
+            worker.unread.append(("help", task.sequence, task, self.help_for.get(task)))
 
     def end(self, task: Task) -> None:
         super().end(task)
@@ -394,6 +395,7 @@ class Waiting(Dispatching):
             if not self.ended[task.index] and self.group.help_wanted(worker.lane, task):
                 assert self.group.busy <= max(busy, self.group.size)
                 worker.helping.append(task)
+                self.help_for[task] = want  # which may be over by the time that it is sent
                 return
         self.group.lane_blocked(worker.lane)
 

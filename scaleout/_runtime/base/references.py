@@ -56,19 +56,15 @@ class Resolving(threading.local):
 resolving = Resolving()
 
 
-class Collected:
-    """The references that are pickled in this thread while it lasts. Nests: a reducer may submit a task itself."""
-
-    __slots__ = ("_before", "references")
-
-    def __enter__(self) -> list[Any]:
-        self._before = _collector.references
-        self.references: list[Any] = []
-        _collector.references = self.references
-        return self.references
-
-    def __exit__(self, *exception: object) -> None:
-        _collector.references = self._before
+def collected(encode: Callable[[Any], Any], value: Any) -> tuple[Any, list[Any]]:
+    """(what `encode` makes of the value, the references that it has pickled). Nests: a reducer may submit a task."""
+    before = _collector.references
+    found: list[Any] = []
+    _collector.references = found
+    try:
+        return encode(value), found
+    finally:
+        _collector.references = before
 
 
 class Held:

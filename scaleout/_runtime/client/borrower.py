@@ -14,7 +14,7 @@ import threading
 from functools import partial
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.base.references import Collected, Held, ObjectRef
+from scaleout._runtime.base.references import Held, ObjectRef, collected
 from scaleout._runtime.client.graph import Options, with_dependencies
 from scaleout._runtime.client.lines import Answer, Lines
 from scaleout._runtime.client.outcomes import Failure, outcome
@@ -82,14 +82,12 @@ class WorkerClient:
         dependencies: Any = ()
         if any(type(value) is ObjectRef for value in (*args, *kwargs.values())):
             args, kwargs, dependencies = with_dependencies(args, kwargs)
-        with Collected() as contained:
-            if target is not None:
-                how, value = frames.METHOD, (args, kwargs)
-            elif kwargs or dependencies:
-                how, value = frames.CALL_ARGS_KWARGS, (args, kwargs)
-            else:
-                how, value = frames.CALL_ARGS, args
-            flag, payload, names = self._pack(value)
+        how: int
+        value: Any
+        how, value = frames.CALL_ARGS, args
+        if target is not None or kwargs or dependencies:
+            how, value = frames.CALL_ARGS_KWARGS if target is None else frames.METHOD, (args, kwargs)
+        (flag, payload, names), contained = collected(self._pack, value)
         if target is not None and not (flag or names or dependencies or contained):
             line = self._lines.for_call(target, options)
             if line is not None and (ref := line.call(record.function, how, payload)) is not None:
@@ -166,8 +164,7 @@ class WorkerClient:
         if options["shape"] and (reason := requests.ask(("infeasible", options["shape"]))):
             raise InfeasibleError(reason)
         args, kwargs, dependencies = with_dependencies(args, kwargs)
-        with Collected() as contained:
-            flag, payload, names = self._pack((args, kwargs))
+        (flag, payload, names), contained = collected(self._pack, (args, kwargs))
         actor_id = requests.next_id()
         hold = requests.held.made(actor_id)
         said = (
@@ -213,8 +210,7 @@ class WorkerClient:
     def put(self, value: Any) -> ObjectRef:
         """Keep a value, at the owner's."""
         requests = self._requests
-        with Collected() as contained:
-            flag, body, _ = self._pack(value)
+        (flag, body, _), contained = collected(self._pack, value)
         object_id = requests.next_id()
         ref = ObjectRef(object_id, requests.held.made(object_id))
         if contained:

@@ -11,7 +11,7 @@ import weakref
 from functools import partial
 
 from scaleout._runtime.base import references
-from scaleout._runtime.base.references import Collected, ObjectRef
+from scaleout._runtime.base.references import ObjectRef, collected
 from scaleout._runtime.client.graph import Options, with_dependencies
 from scaleout._runtime.client.outcomes import Failure, outcome
 from scaleout._runtime.client.streams import StreamOfRefs
@@ -125,12 +125,11 @@ class OwnerClient:
             if type(value) is ObjectRef:
                 args, kwargs, dependencies = with_dependencies(args, kwargs)
                 break
-        with Collected() as contained:
-            if is_method:
-                return frames.METHOD, self._encode((args, kwargs)), dependencies, contained
-            if kwargs or dependencies:
-                return frames.CALL_ARGS_KWARGS, self._encode((args, kwargs)), dependencies, contained
-            return frames.CALL_ARGS, self._encode(args), dependencies, contained
+        how, value = frames.CALL_ARGS, args
+        if is_method or kwargs or dependencies:
+            how, value = frames.METHOD if is_method else frames.CALL_ARGS_KWARGS, (args, kwargs)
+        encoded, contained = collected(self._encode, value)
+        return how, encoded, dependencies, contained
 
     def _places_of(self, returns: int) -> tuple[Any, Any, Sequence[Any]]:
         """(what the caller gets, the task's sink, whose source the task is)"""
@@ -194,8 +193,7 @@ class OwnerClient:
         """Start an actor: (its number, its hold). ValueError if its name is taken."""
         self.check()
         args, kwargs, dependencies = with_dependencies(args, kwargs)
-        with Collected() as contained:
-            encoded = self._encode((args, kwargs))
+        encoded, contained = collected(self._encode, (args, kwargs))
         payload, extents = self._owner.objects.pack(encoded)
         how = frames.CREATE | (frames.STORED if extents is not None else 0)
         envelope = None
@@ -245,8 +243,7 @@ class OwnerClient:
     def put(self, value: Any) -> ObjectRef:
         """Keep a value. Raises what pickling raises."""
         self.check()
-        with Collected() as contained:
-            encoded = self._encode(value)
+        encoded, contained = collected(self._encode, value)
         entry = Entry(self._new_id())
         entry.contained = tuple(map(self._hold_of, contained))
         entry.payload = self._owner.objects.object_of(encoded)

@@ -107,7 +107,7 @@ class Lines:
         done: tuple[int, bytes]
         try:
             _, arguments, _ = worker.decode_call(how, method, payload)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - user code, in rebuilding the arguments
             worker.interruptible = False
             done = worker.encode_failure(frames.ARGUMENT_NOT_UNPICKLED, error)
         else:

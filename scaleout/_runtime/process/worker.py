@@ -22,7 +22,7 @@ from collections import deque
 from functools import partial
 
 from scaleout._runtime.base import context, limits
-from scaleout._runtime.base.references import Collected, with_values
+from scaleout._runtime.base.references import collected, with_values
 from scaleout._runtime.process import actors, identity, initargs
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.control_page import (
@@ -370,8 +370,7 @@ class Worker:
         """(flag, body) of a result, or another value for the owner. Raises what pickling raises."""
         references: Any = None
         if self.collects or self.requests is not None:
-            with Collected() as references:
-                encoded = self.encoder.encode(value)
+            encoded, references = collected(self.encoder.encode, value)
         else:
             encoded = self.encoder.encode(value)
         flag = frames.OK

@@ -58,7 +58,7 @@ FUNCTION = 34  # number: what SUBMIT calls it from now on; body: a pickled funct
 CREATE_ACTOR = 37  # body: as of SUBMIT, see node.clerk
 CHECKPOINT = 36  # flag and body as of RESULT: what an actor has saved, as of all that it has answered
 REQUEST = 35  # number: object id for the answer; body: a question to the owner, see node.clerk
-CALLED = 38  # number: object id of a call that was made over a line; body: (actor, method). Its answer goes by the owner
+CALLED = 38  # number: object id of a call that was made over a line and is the owner's now; body: (actor, method)
 ANSWERED = 39  # number: object id of a call that was made over a line; flag and body as of RESULT: its answer
 NOTED = 49  # body: what the history is to say of calls over lines
 # both ways
