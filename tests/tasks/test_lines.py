@@ -415,3 +415,104 @@ def test_others_have_no_line() -> None:
         Host.options(max_concurrency=2).remote(),
     ]
     assert scaleout.get([call.remote(host) for host in hosts]) == [False] * 3
+
+
+def test_an_asynchronous_actor_that_does_one_call_at_a_time() -> None:
+    @scaleout.remote(max_concurrency=1)
+    class Async:
+        async def pid(self) -> int:
+            return os.getpid()
+
+    @scaleout.remote
+    def call(handle: Any) -> int:
+        return len({scaleout.get(handle.pid.remote()) for _ in range(20)})
+
+    assert scaleout.get(call.remote(Async.remote()), timeout=DEADLINE_S) == 1
+
+
+def test_an_actor_with_a_thread_that_waits(tmp_path: Path) -> None:
+    """Whoever reads in the actor's worker, its lines are looked at."""
+
+    @scaleout.remote
+    def wait_for(path: Path) -> str:
+        wait_until(path.exists, deadline_s=DEADLINE_S)
+        return "came"
+
+    @scaleout.remote
+    class Watching:
+        def watch(self, refs: list[Any]) -> None:
+            self.future = refs[0].future()
+
+        def pid(self) -> int:
+            return os.getpid()
+
+        def result(self) -> Any:
+            return self.future.result()
+
+    def call(handle: Any) -> Any:
+        for _ in range(200):
+            scaleout.get(handle.pid.remote())
+        (tmp_path / "gate").touch()
+        return scaleout.get(handle.result.remote())
+
+    handle = Watching.remote()
+    scaleout.get(handle.watch.remote([wait_for.remote(tmp_path / "gate")]))
+    assert scaleout.get(over_a_line(call).remote(handle), timeout=DEADLINE_S) == "came"
+
+
+@pytest.mark.parametrize("how", ["dies", "is killed"])
+def test_a_reference_that_is_looked_at_only_after_a_restart(how: str, tmp_path: Path) -> None:
+    def call(handle: Any) -> None:
+        pid = scaleout.get(handle.pid.remote())
+        ref = handle.wait_for.remote(tmp_path / "never")
+        assert has_line(handle)
+        if how == "dies":
+            os.kill(pid, signal.SIGKILL)
+        else:
+            scaleout.kill(handle, no_restart=False)
+        open_line(handle)
+        with pytest.raises(errors.ActorDiedError):
+            scaleout.get(ref)
+
+    host = Host.options(max_restarts=-1).remote()
+    scaleout.get(over_a_line(call).remote(host), timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_large_results_that_nobody_takes(is_shared: bool) -> None:
+    """Nothing of them is left, as the fixture sees."""
+
+    def call(handle: Any) -> None:
+        for _ in range(3):
+            ref = handle.large.remote()
+            if is_shared:
+                scaleout.wait([ref], timeout=0)
+            del ref
+            open_line(handle)
+        handle.large.remote()
+
+    scaleout.get(over_a_line(call).remote(Host.remote()), timeout=DEADLINE_S)
+
+
+def test_threads_of_a_caller_keep_their_order() -> None:
+    import threading
+
+    def call(handle: Any) -> None:
+        def work(name: str) -> None:
+            for number in range(100):
+                ref = handle.add.remote((name, number))
+                if number % 5:
+                    scaleout.get(ref)
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        scaleout.get(handle.pid.remote())
+
+    host = Host.remote()
+    scaleout.get(over_a_line(call).remote(host), timeout=DEADLINE_S)
+    log = scaleout.get(host.get.remote())
+    for name in "abc":
+        assert [number for who, number in log if who == name] == list(range(100))

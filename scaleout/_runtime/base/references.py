@@ -185,8 +185,9 @@ class ObjectRef:
         return hash(self._id)
 
     def __reduce__(self) -> Any:
-        if isinstance(self._hold, Unshared):
-            self._hold = self._hold.share()
+        hold = self._hold
+        if isinstance(hold, Unshared):
+            self._hold = hold.share()
         collect(self)
         return find_reference, (self._id,)
 

@@ -108,6 +108,8 @@ class WorkerClient:
             self._plain(options),
             names,
         )
+        if target is not None:
+            self._lines.goes_by_owner(target, refs[0]._id if options.returns == 1 else -1)
         requests.send(frame(frames.SUBMIT, marshal.dumps(said)))
         if options.returns < 0:
             return StreamOfRefs(self, refs[0])
@@ -151,10 +153,7 @@ class WorkerClient:
         record = self._methods.get(name)
         if record is None:
             record = self._methods[name] = self.prepare(name)
-        refs = self._submit(hold, record, args, kwargs, options)
-        if type(refs) is not ObjectRef or type(refs._hold) is Held:
-            self._lines.went_by_owner(hold, refs)
-        return refs
+        return self._submit(hold, record, args, kwargs, options)
 
     def create_actor(
         self, record: BorrowedFunction, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
@@ -221,7 +220,7 @@ class WorkerClient:
 
     def get(self, refs: Sequence[ObjectRef], deadline: float | None) -> list[Any] | None:
         """The values, in order; raises the first failure. None: the deadline came first."""
-        here = {ref._id: ref._hold for ref in refs if type(ref._hold) is Answer and ref._hold.wait(deadline)}
+        here = {hold.id: hold for hold in [ref._hold for ref in refs] if type(hold) is Answer and hold.wait(deadline)}
         ids = [ref._id if ref._id in here else self._id_of(ref) for ref in refs]
         there = [object_id for object_id in dict.fromkeys(ids) if object_id not in here]
         found: dict[int, tuple[int, bytes]] = {}
@@ -289,9 +288,10 @@ class WorkerClient:
     # -- references ------------------------------------------------------------------------------
 
     def _id_of(self, ref: ObjectRef) -> int:
-        if type(ref._hold) is Answer:
-            ref._hold = ref._hold.share()
-        if type(ref._hold) is not Held:
+        hold = ref._hold
+        if type(hold) is Answer:
+            hold = ref._hold = hold.share()
+        if type(hold) is not Held:
             raise ForeignSessionError(f"{ref!r} belongs to another session")
         return ref._id
 

@@ -72,15 +72,17 @@ class Answer(Unshared):
 class Line:
     """The line to one actor. Any thread may use it; who finds it in use goes by the owner."""
 
-    def __init__(self, worker: Worker, actor_id: int, fd: int, noted: list[tuple[Any, ...]]) -> None:
+    def __init__(self, worker: Worker, host_id: int, fd: int, unsettled: set[Line], noted: list[Any]) -> None:
         self._worker = worker
         self._requests = worker.need_requests()
-        self._actor_id = actor_id
+        self.host_id = host_id  # the actor's worker
         self._link = Link(socket.socket(fileno=fd))
+        self._unsettled = unsettled  # keeps it until it has read what is to come
         self._lock = threading.RLock()  # a finalizer may call the actor in the midst of it
         self._noted = noted
         self._outstanding = 0  # the number of the call whose answer was not read yet
-        self._answer: Any = lambda: None  # a weak reference to where that is to go
+        self._is_shared = False  # the owner knows of that call, and gets the answer, too
+        self._answer: Any = lambda: None  # a weak reference to where it is to go
         self.is_over = False
 
     def __del__(self) -> None:
@@ -104,11 +106,13 @@ class Line:
                 answer = Answer(self, self._requests.next_id(), method)
                 body = marshal.dumps((method, payload))
                 self._outstanding = answer.id
+                self._is_shared = False
                 self._answer = weakref.ref(answer)
+                self._unsettled.add(self)
                 self._link.send_now(frame(frames.TASK, body, flag=how, number=answer.id))
                 return ObjectRef(answer.id, answer)
             except OSError:  # the actor's worker is gone, and cannot have read all of it
-                self._outstanding = 0
+                self._settled()
                 self.is_over = True
                 return None
             finally:
@@ -116,9 +120,12 @@ class Line:
 
     def receive(self, answer: Answer | None, deadline: float) -> None:
         """Read until `answer` is here or the owner's, or nothing is to come, or until the deadline."""
-        if not self._lock.acquire(False):
-            return
+        is_mine = False
         try:
+            with self._worker.shielded():
+                is_mine = self._lock.acquire(False)
+            if not is_mine:
+                return
             poll = select.poll()
             poll.register(self._link.fileno(), select.POLLIN)
             while self.is_unsettled and (answer is None or not (answer.is_here or answer.shared)):
@@ -127,7 +134,12 @@ class Line:
                 with self._worker.shielded():
                     self._read()
         finally:
-            self._lock.release()
+            if is_mine:
+                self._lock.release()
+
+    def _settled(self) -> None:
+        self._outstanding = 0
+        self._unsettled.discard(self)
 
     def _read(self) -> None:
         try:
@@ -136,19 +148,22 @@ class Line:
             data = b""
         if not data:
             self.is_over = True
+            self._unsettled.discard(self)
             return
         for kind, flag, aux, number, body in self._link.frames(data):
+            self._settled()
+            if self._is_shared:
+                continue
             answer: Answer = self._answer() or Answer(self, number, "")
-            self._outstanding = 0
-            if answer.shared is not None:
-                pass  # the owner was told before this came, and gets it too
-            elif kind == frames.BY_OWNER:
+            facts = (answer.method, number, answer.submitted_ns, time.monotonic_ns(), aux, self.host_id, flag)
+            if answer.method:
+                self._noted.append(facts)
+            if kind == frames.BY_OWNER:
+                answer.method = ""  # it is noted
                 self._tell_owner(answer)
             else:
                 answer.flag, answer.body = flag, body
                 answer.is_here = True
-                facts = (answer.method, number, answer.submitted_ns, time.monotonic_ns(), aux, self._actor_id, flag)
-                self._noted.append(facts)
 
     def share(self, answer: Answer) -> None:
         """See `Answer.share`."""
@@ -160,6 +175,7 @@ class Line:
             if answer.is_here:
                 self._requests.send(frame(frames.ANSWERED, answer.body, flag=answer.flag, number=answer.id))
             elif self.is_unsettled:
+                self._is_shared = True
                 try:
                     self._link.send_now(frame(frames.BY_OWNER, number=answer.id))
                 except OSError:
@@ -168,18 +184,20 @@ class Line:
 
     def _tell_owner(self, answer: Answer) -> None:
         requests = self._requests
-        requests.send(frame(frames.CALLED, marshal.dumps((self._actor_id, answer.method)), number=answer.id))
+        facts = (self.host_id, answer.method, answer.submitted_ns)
+        requests.send(frame(frames.CALLED, marshal.dumps(facts), number=answer.id))
         answer.shared = requests.held.made(answer.id)
 
 
 class Calls:
     """How this worker has called one actor lately."""
 
-    __slots__ = ("__weakref__", "began_at", "in_turn", "is_open", "last_id", "line")
+    __slots__ = ("__weakref__", "began_at", "by_owner", "in_turn", "is_open", "last_id", "line")
 
     def __init__(self) -> None:
         self.line: Line | None = None
         self.is_open = False  # all that went by the owner has been answered: the line may be used
+        self.by_owner = 0  # so many calls went by the owner
         self.in_turn = 0  # so many calls were answered before the next was made
         self.last_id = 0  # the last call that went by the owner, until it was answered
         self.began_at = 0.0
@@ -192,8 +210,9 @@ class Lines:
         self._worker = worker
         self._requests = worker.need_requests()
         self._calls: weakref.WeakKeyDictionary[Any, Calls] = weakref.WeakKeyDictionary()  # by the hold of the actor
-        self._waiting: dict[int, weakref.ref[Calls]] = {}  # by the number of the last call
-        self._noted: list[tuple[Any, ...]] = []
+        self._waiting: weakref.WeakValueDictionary[int, Calls] = weakref.WeakValueDictionary()  # by the last call
+        self._unsettled: set[Line] = set()
+        self._noted: list[Any] = []
         self._requests.on_idle = self.settle
 
     def for_call(self, hold: Any, options: Options) -> Line | None:
@@ -210,32 +229,35 @@ class Lines:
         return calls.line if calls.is_open else None
 
     def _open(self, hold: Any, calls: Calls) -> None:
+        if self._requests.leader == threading.get_ident():
+            return  # a finalizer, in the midst of reading: it cannot wait for an answer
         calls.in_turn = 0  # if the answer is no, it is not asked again at once
         calls.is_open = False
-        has_line = calls.line is not None and not calls.line.is_over
-        if not self._requests.ask(("open_line", hold.id, has_line)):
+        by_owner = calls.by_owner
+        host_id = calls.line.host_id if calls.line is not None and not calls.line.is_over else 0
+        if not self._requests.ask(("open_line", hold.id, host_id)):
             return
-        fd = self._requests.line_fds.pop(hold.id, -1)
-        if fd >= 0:
-            calls.line = Line(self._worker, hold.id, fd, self._noted)
-        calls.is_open = calls.line is not None
+        found = self._requests.line_fds.pop(hold.id, None)
+        if found is not None:
+            calls.line = Line(self._worker, *found, self._unsettled, self._noted)
+        calls.is_open = calls.line is not None and calls.by_owner == by_owner  # else another thread has called it
 
-    def went_by_owner(self, hold: Any, refs: Any) -> None:
-        """A call of the actor did not go over a line."""
+    def goes_by_owner(self, hold: Any, object_id: int) -> None:
+        """A call of the actor is about to go by the owner; `object_id`: of its one result, or -1."""
         calls = self._calls.get(hold)
         if calls is None:
             calls = self._calls[hold] = Calls()
+        calls.by_owner += 1
         calls.is_open = False
         if self._waiting.pop(calls.last_id, None) is not None:
             calls.in_turn = 0
-        calls.last_id = refs._id if type(refs) is ObjectRef else -1
+        calls.last_id = object_id
         calls.began_at = time.monotonic()
-        self._waiting[calls.last_id] = weakref.ref(calls)
+        self._waiting[object_id] = calls
 
     def got(self, object_id: int) -> None:
         """An object was waited for and is here."""
-        found = self._waiting.pop(object_id, None)
-        calls = found() if found is not None else None
+        calls = self._waiting.pop(object_id, None)
         if calls is None:
             return
         calls.last_id = 0
@@ -251,10 +273,9 @@ class Lines:
     def settle(self) -> bool:
         """Nothing runs here: read what nobody waits for. Whether something is still to come."""
         self._tell_noted()
-        lines = [calls.line for calls in list(self._calls.values()) if calls.line is not None]
-        for line in lines:
+        for line in list(self._unsettled):
             line.receive(None, 0.0)
-        return any(line.is_unsettled for line in lines)
+        return bool(self._unsettled)
 
     def _tell_noted(self) -> None:
         if self._noted:

@@ -137,7 +137,7 @@ class Actors:
             task_retries=options["max_task_retries"],
             keeps_log=options["keeps_log"],
             window=options["window"],
-            is_concurrent=options["of_worker"]["concurrency"] > 1,
+            is_concurrent=options["of_worker"]["is_async"] or options["of_worker"]["concurrency"] > 1,
         )
         group = WorkerGroup(core, {**hello, "actor": options["of_worker"]}, owner.objects)
         creation.group = group

@@ -85,9 +85,9 @@ class Answers:
         peer.holdings.hand_over((actor,))
         return actor.id, actor.options
 
-    def open_line(self, peer: Peer, actor_id: int, has_line: bool) -> bool:
+    def open_line(self, peer: Peer, actor_id: int, host_id: int) -> bool:
         """See `lines.Lines.open`."""
-        return self._owner.clerk.lines.open(peer, actor_id, has_line)
+        return self._owner.clerk.lines.open(peer, actor_id, host_id)
 
     def actor_names(self, peer: Peer) -> list[tuple[str, str]]:
         return self._owner.actors.names()

@@ -56,7 +56,7 @@ class Peer:
         self.holdings = Holdings()
         self.functions: dict[int, Any] = {}  # what it calls by a number in SUBMIT
         self.wants: dict[int, Any] = {}  # what its threads wait for
-        self.lines: dict[int, Peer] = {}  # by the actor that it calls over a line: the actor's worker
+        self.lines: dict[int, Peer] = {}  # workers of actors that it calls over a line, by number
         self.backlog: deque[list[Any]] = deque()  # what it said, in order, from the first that takes a moment on
         self.memory_usage: dict[int, int] | None = None  # set when it is killed because memory ran short
 

@@ -100,7 +100,7 @@ class Receiver:
         elif kind == frames.NEED:
             self._on_need(peer, number, *marshal.loads(body))
         elif kind == frames.ANSWERED:
-            entry = self._clerk.lines.answered(number)
+            entry = self._clerk.lines.answered(number, flag & STATUS_MASK, aux)
             payload = self._unusual(peer, flag, body, entry) if flag else body
             entry.deliver(0, flag & STATUS_MASK, payload)
         elif kind == frames.INITIALIZER_FAILED:

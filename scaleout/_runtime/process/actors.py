@@ -161,7 +161,7 @@ class AsyncActor:
         del self._tasks[sequence]
         requests = self._worker.need_requests()
         requests.report_released()
-        if not self._tasks and not self._is_tidy_armed and requests.held:
+        if not self._tasks and not self._is_tidy_armed and (requests.on_idle() or requests.held):
             self._is_tidy_armed = True
             self._loop.call_later(limits.HELD_IDLE_SECONDS, self._tidy)
         if self._worker.has_exit:
@@ -172,7 +172,12 @@ class AsyncActor:
         self._is_tidy_armed = False
         if not self._tasks:
             gc.collect()
-            self._worker.need_requests().report_released()
+            requests = self._worker.need_requests()
+            is_unsettled = requests.on_idle()
+            requests.report_released()
+            if is_unsettled:
+                self._is_tidy_armed = True
+                self._loop.call_later(limits.HELD_IDLE_SECONDS, self._tidy)
 
     async def _answer(self, sequence: int, run: Any) -> None:
         import asyncio

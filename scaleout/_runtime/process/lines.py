@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 
 class HostedLine:
-    """One caller. `answered`: (number, flag, body) of the last answer, while its caller may still want it elsewhere."""
+    """One caller. `answered`: (number, flag, body, duration in µs) of the last answer, which its caller may still want
+    elsewhere."""
 
     __slots__ = ("answered", "link")
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.answered: tuple[int, int, bytes] | None = None
+        self.answered: tuple[int, int, bytes, int] | None = None
 
 
 class Lines:
@@ -62,15 +63,18 @@ class Lines:
             self._read(key.data)
 
     def _read(self, line: HostedLine) -> None:
-        try:
-            data = line.link.receive()
-        except OSError:
-            data = b""
-        if not data:
-            self._selector.unregister(line.link.fileno())
-            line.link.close()
-            return
-        for kind, flag, _, number, body in line.link.frames(data):
+        received: list[tuple[int, int, int, int, bytes]] = []
+        while not received or line.link.is_torn:  # what has begun to come is all there in a moment
+            try:
+                data = line.link.receive()
+            except OSError:
+                data = b""
+            if not data:
+                self._selector.unregister(line.link.fileno())
+                line.link.close()
+                break
+            received += line.link.frames(data)
+        for kind, flag, _, number, body in received:
             if kind == frames.TASK:
                 self._call(line, flag, number, body)
             elif kind == frames.BY_OWNER and line.answered is not None and line.answered[0] == number:
@@ -89,11 +93,11 @@ class Lines:
             return
         worker.prepare_answer()
         if status & (frames.STORED | frames.HAS_REFERENCES):
-            self._answer_owner(number, status, answer)
+            self._answer_owner(number, status, answer, duration_us)
             line.answered = None
-            reply = frame(frames.BY_OWNER, number=number)
+            reply = frame(frames.BY_OWNER, flag=status, aux=duration_us, number=number)
         else:
-            line.answered = number, status, answer
+            line.answered = number, status, answer, duration_us
             reply = frame(frames.RESULT, answer, flag=status, aux=duration_us, number=number)
         try:
             line.link.send_now(reply)
@@ -114,5 +118,5 @@ class Lines:
             done = worker.perform(how, method, arguments, 1, 0)
         return done
 
-    def _answer_owner(self, number: int, flag: int, body: bytes) -> None:
-        self._worker.send(frame(frames.ANSWERED, body, flag=flag, number=number))
+    def _answer_owner(self, number: int, flag: int, body: bytes, duration_us: int) -> None:
+        self._worker.send(frame(frames.ANSWERED, body, flag=flag, aux=duration_us, number=number))

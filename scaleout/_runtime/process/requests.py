@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import itertools
 import marshal
+import os
 import select
 import sys
 import threading
@@ -88,7 +89,11 @@ class Requests:
         self.on_work: Callable[[], None] = lambda: None  # something was queued
         self.on_taken: Callable[[], None] = lambda: None
         self._taken: dict[int, int] = {}  # of the streams that run here, by the task's number
-        self.line_fds: dict[int, int] = {}  # by actor: this worker's ends of lines that were asked for
+        self.line_fds: dict[
+            int, tuple[int, int]
+        ] = {}  # by actor: of lines that were asked for, (worker there, our end)
+        self.leader = 0  # the thread that reads
+        self._nudge: tuple[int, int] | None = None  # a pipe, by which whoever reads is made to look at the lines again
         self.on_idle: Callable[[], bool] = lambda: False
         """The main loop is about to wait for work. Whether to look again after a while."""
 
@@ -232,13 +237,17 @@ class Requests:
         if deadline is not None and left <= 0:
             return False
         if self._leading.acquire(False):
+            self.leader = get_ident()
             try:
                 if not want.is_answered and not (want.is_main and self._help):
                     self._read(left)
             finally:
+                self.leader = 0
                 self._leading.release()
                 self._wake_next(want)
         else:
+            if want.number == 0 and self._nudge is not None:
+                self._nudge_leader()
             want.lock.acquire(True, left if left < 0 else min(left, threading.TIMEOUT_MAX))
         if want.is_main:
             while self._help:
@@ -254,6 +263,21 @@ class Requests:
             finally:
                 self._leading.release()
 
+    def lines_opened(self) -> None:
+        """There are lines to this worker from now on."""
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        self._nudge = reading, writing
+
+    def _nudge_leader(self) -> None:
+        """The main loop has nothing to do any more, and whoever reads may not be looking at the lines."""
+        assert self._nudge is not None
+        try:
+            os.write(self._nudge[1], b"!")
+        except BlockingIOError:
+            pass  # it has not yet seen the earlier ones
+
     def _wake_next(self, leaving: Want) -> None:
         """Somebody must read, if anybody waits."""
         for want in list(self._wants.values()):
@@ -266,14 +290,14 @@ class Requests:
         worker = self._worker
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
-        main_loop = self._wants.get(0)
-        lines = worker.lines if main_loop is not None else None
-        if lines is not None and not lines.is_ready:
-            poll.register(lines.fileno(), select.POLLIN)
+        lines = worker.lines
+        if lines is not None and self._nudge is not None:
+            poll.register(self._nudge[0], select.POLLIN)
+            if not lines.is_ready:
+                poll.register(lines.fileno(), select.POLLIN)
         ready = poll.poll(None if timeout_s < 0 else min(timeout_s, limits.LONGEST_WAIT_SECONDS) * 1000 + 1)
-        if main_loop is not None and lines is not None and any(fd == lines.fileno() for fd, _ in ready):
-            lines.is_ready = True
-            main_loop.wake()
+        if lines is not None and self._nudge is not None:
+            self._look_at_lines(lines, self._nudge[0], ready)
         if not any(fd == self._link.fileno() for fd, _ in ready):
             return
         with worker.shielded():
@@ -286,6 +310,16 @@ class Requests:
                 return
             for entry in self._link.frames(data):
                 self._route(entry)
+
+    def _look_at_lines(self, lines: Any, nudge_fd: int, ready: list[tuple[int, int]]) -> None:
+        for fd, _ in ready:
+            if fd == nudge_fd:
+                os.read(nudge_fd, select.PIPE_BUF)
+            elif fd == lines.fileno():
+                lines.is_ready = True
+                main_loop = self._wants.get(0)
+                if main_loop is not None:
+                    main_loop.wake()
 
     def _route(self, entry: tuple[int, int, int, int, bytes]) -> None:
         kind, flag, aux, number, body = entry

@@ -190,7 +190,7 @@ class Worker:
             if self.concurrent is not None:
                 self.concurrent.cancel(number)
         elif kind == frames.LINE:
-            self.add_line(flag, number)
+            self.add_line(flag, aux, number)
         elif kind == frames.HELLO:
             self.hello(marshal.loads(body))
         elif kind == frames.LOOSE_FD:
@@ -510,17 +510,20 @@ class Worker:
         if checkpoint_every:
             self.checkpoints = actors.Checkpoints(checkpoint_every)
 
-    def add_line(self, is_to_caller: int, actor_id: int) -> None:
+    def add_line(self, is_to_caller: int, worker_id: int, actor_id: int) -> None:
         """Between another worker and this one: see `process.lines`."""
         fd = self.link.fds.popleft()
         if is_to_caller:
-            self.need_requests().line_fds[actor_id] = fd
+            fds = self.need_requests().line_fds
+            if actor_id in fds:  # whoever asked for it was interrupted
+                os.close(fds[actor_id][1])
+            fds[actor_id] = worker_id, fd
             return
         if self.lines is None:
             from scaleout._runtime.process.lines import Lines
 
-            self.need_requests()
             self.lines = Lines(self)
+            self.need_requests().lines_opened()
         self.lines.add(fd)
 
     def start_concurrently(self, how: int, callable_id: int, payload: bytes, sequence: int) -> None:

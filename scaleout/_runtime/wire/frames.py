@@ -38,7 +38,7 @@ WAITED = 13  # number: the WANT that is satisfied; body: what is there of it, in
 TAKEN = 14  # number: sequence number of a task that streams; aux: how many items its consumer took; flag 1: its last
 RESUME = 15  # all that was sent before it and is not done yet comes again: see NEED and RETURNED, of an actor
 CANCEL = 16  # number: sequence number of a call that nobody wants; actors that can end it do
-LINE = 17  # + fd: the worker's end of a line; number: the actor it leads to; flag 1: to its caller, 0: to its worker
+LINE = 17  # + fd: an end of a line; number: the actor; flag 1: to the caller, aux: the actor's worker; flag 0: to that
 
 # worker -> owner
 READY = 20
@@ -58,7 +58,7 @@ FUNCTION = 34  # number: what SUBMIT calls it from now on; body: a pickled funct
 CREATE_ACTOR = 37  # body: as of SUBMIT, see node.clerk
 CHECKPOINT = 36  # flag and body as of RESULT: what an actor has saved, as of all that it has answered
 REQUEST = 35  # number: object id for the answer; body: a question to the owner, see node.clerk
-CALLED = 38  # number: object id of a call that was made over a line and is the owner's now; body: (actor, method)
+CALLED = 38  # number: object id of a call that was made over a line and is the owner's now; body: see node.lines
 ANSWERED = 39  # number: object id of a call that was made over a line; flag and body as of RESULT: its answer
 NOTED = 49  # body: what the history is to say of calls over lines
 # both ways

@@ -57,6 +57,11 @@ class Link:
             self._tail = b""
         return data
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether the rest of a frame is still to come."""
+        return bool(self._tail)
+
     def leftover(self, data: bytes, position: int) -> None:
         """Keep the torn frame at the end of `data` until the rest of it arrives."""
         self._tail = data[position:]
