@@ -7,8 +7,6 @@ wherever the module they stand for has one.
 
 from __future__ import annotations
 
-from _pickle import PicklingError  # `pickle` takes longer to import than all else here
-
 
 class ScaleoutError(Exception):
     """Base of all errors below. `facts` become attributes."""
@@ -40,7 +38,7 @@ class ResultUnpicklingError(ScaleoutError):
     """A result reached the caller but could not be rebuilt there; the original error is the cause."""
 
 
-class ResultPicklingError(ScaleoutError, PicklingError):
+class ResultPicklingError(ScaleoutError):
     """What a task returned or raised cannot be pickled, and why that is so cannot either."""
 
 

@@ -555,6 +555,56 @@ class TestUndecodable:
         assert not story.group.gave_up(task)
 
 
+class TestDevices:
+    """A group whose workers have devices: none idles with one, none is there twice."""
+
+    def test_workers_are_asked_for_only_if_there_is_something_to_do(self) -> None:
+        group = Group(2, tasks_per_worker=1, max_retries=0, cpus=4)
+        group.holds_devices = group.is_elastic = True
+        group.refill()
+        assert group.effects == []
+        group.submitted(make_task(0))
+        group.pump()
+        group.pump()
+        assert group.effects == [("start", 1)]
+        lane = group.worker_started("w")
+        group.worker_ready(lane)
+        group.pump()
+        assert [name for name, *_ in group.effects] == ["start", "send", "retire"]
+        task = group.finished(lane, 1, 1)
+        assert task is not None and task.state == FINISHED
+        group.worker_died(lane, 1)
+        group.pump()
+        assert len(group.effects) == 3  # no successor
+
+    def test_a_successor_waits_until_the_predecessor_is_gone(self) -> None:
+        group = Group(1, tasks_per_worker=1, max_retries=0, cpus=4)
+        group.holds_devices = group.is_elastic = True
+        group.submitted(make_task(0))
+        group.submitted(make_task(1))
+        group.pump()
+        lane = group.worker_started("w")
+        group.worker_ready(lane)
+        group.pump()
+        group.finished(lane, 1, 1)
+        group.pump()
+        assert [name for name, *_ in group.effects] == ["start", "send", "retire"]
+        group.worker_died(lane, 1)
+        assert group.effects[-1] == ("start", 1)
+
+    def test_who_idles_leaves_when_slots_are_lost(self) -> None:
+        group = Group(1, tasks_per_worker=1, max_retries=0, cpus=4)
+        group.holds_devices = group.is_elastic = True
+        group.submitted(make_task(0))
+        group.pump()
+        lane = group.worker_started("w")
+        group.dropped(lambda task: True)
+        group.worker_ready(lane)
+        group.size = 0
+        group.slots_lost()
+        assert group.effects == [("start", 1), ("retire", lane)]
+
+
 def snapshot(group: Group) -> Any:
     return (
         [(task.index, task.state) for task in (*group.ready, *group.away)],

@@ -217,3 +217,11 @@ def test_what_is_given_back_is_free(steps: list[tuple[int, int]]) -> None:
     for worker in having:
         devices.give_back(worker)
     assert devices.take(9, 2 * MILLI) == [0, 1]
+
+
+def test_what_is_withheld_is_not_given_away() -> None:
+    resources = Resources({"CPU": 4000, "GPU": 2000})
+    half = (("CPU", 1000), ("GPU", 500))
+    assert resources.shares([(half, 0, 4)], (("GPU", 2000),)) == [0]
+    assert resources.shares([(half, 1, 4)], (("GPU", 1000),)) == [2]
+    assert resources.shares([(half, 0, 9)]) == [4]

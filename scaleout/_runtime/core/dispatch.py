@@ -362,8 +362,10 @@ class Group:
             return
         wanted = min(self.size, len(self.ready)) if self.is_closing else self.size
         missing = wanted - self.asked - self._usable()
-        if self.holds_devices:
+        if self.holds_devices:  # an idle one would keep others from its devices
             missing -= sum(1 for lane in self.lanes if lane.state == RETIRING)
+            idle = sum(1 for lane in self.lanes if lane.state in SERVING and not lane.inflight)
+            missing = min(missing, len(self.ready) - self.asked - idle)
         if self.most is not None:
             missing = min(missing, self.most - self.asked - self._serving())
         if missing > 0:
@@ -481,6 +483,11 @@ class Group:
                 lane.is_wanted = True
                 self.effects.append(("reclaim", lane))
         self.refill()
+
+    def slots_lost(self) -> None:
+        """`size` has become smaller: whoever idles with devices leaves, so that others get them."""
+        if self.holds_devices:
+            self._retire_idle()
 
     def closing(self) -> None:
         """No more tasks will come; workers leave once nothing is left to do."""
@@ -731,7 +738,7 @@ class Group:
             # An idle lane gets its share among the idle: those before it have theirs, and stand behind it again.
             sharing = len(self.open_lanes) if held else min(len(self.open_lanes), self.size - self.busy)
             self._assign(lane, min(room, len(ready) // sharing or 1))
-        if ready and self.blocked:
+        if ready and (self.blocked or self.holds_devices):
             self.refill()
             self._look_if_stuck()
         if ready or self.is_closing:

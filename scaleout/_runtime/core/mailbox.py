@@ -444,6 +444,9 @@ class Mailbox:
         self.size = size
         self.refill()
 
+    def slots_lost(self) -> None:
+        pass
+
     def closing(self) -> None:
         """Nobody holds a handle any more: it ends when its calls are done."""
         self.is_closing = True

@@ -30,11 +30,16 @@ class Resources:
     def can_ever_fit(self, shape: Shape) -> bool:
         return all(amount <= self.total.get(name, 0) for name, amount in shape)
 
-    def shares(self, demands: Iterable[tuple[Shape, int, int]]) -> list[int]:
+    def shares(self, demands: Iterable[tuple[Shape, int, int]], withheld: Shape = ()) -> list[int]:
         """For each (shape, how many hold it now, how many more are wanted): how many may hold it. Nobody is made to
-        give up what it holds, also if together they hold too much, as tasks do that come back from waiting."""
+        give up what it holds, also if together they hold too much, as tasks do that come back from waiting.
+
+        `withheld` is nobody's any more, and not free yet.
+        """
         demands = list(demands)
         left = dict(self.total)
+        for name, amount in withheld:
+            left[name] = left.get(name, 0) - amount
         for shape, held, _ in demands:
             for name, amount in shape:
                 left[name] = left.get(name, 0) - held * amount
@@ -88,6 +93,14 @@ class Devices:
             amount -= part
         self._taken[worker_id] = taken
         return sorted(number for number, _ in taken)
+
+    @property
+    def holders(self) -> list[int]:
+        """The workers that have some."""
+        return list(self._taken)
+
+    def amount_of(self, worker_id: int) -> int:
+        return sum(part for _, part in self._taken[worker_id])
 
     def give_back(self, worker_id: int) -> None:
         for number, part in self._taken.pop(worker_id, ()):

@@ -7,7 +7,7 @@ import threading
 
 from scaleout._runtime.base.devices import gpu_names
 from scaleout._runtime.base.settings import usable_memory_bytes
-from scaleout._runtime.core.dispatch import Group
+from scaleout._runtime.core.dispatch import RETIRING, Group
 from scaleout._runtime.core.resources import MILLI, Devices, Resources
 from scaleout._runtime.node.group import WorkerGroup
 from scaleout._runtime.pickling.namespace import main_info
@@ -42,6 +42,10 @@ def described(shape: Iterable[tuple[str, int]]) -> str:
 
 def _has_gpus(shape: Shape) -> bool:
     return any(name == GPU for name, _ in shape)
+
+
+def _is_leaving(peer: Peer) -> bool:
+    return bool(peer.lane.state == RETIRING and not peer.lane.inflight)
 
 
 def resources_here(settings: Settings, amounts: dict[str, float]) -> tuple[dict[str, int], list[str]]:
@@ -138,13 +142,25 @@ class Slots:
         demands = []
         for group in groups:
             demands.append((group.shape, *group.core.demand))
-        for group, granted in zip(groups, self.resources.shares(demands), strict=True):
+        withheld = ((GPU, self._amount_of_leaving(groups)),) if self.devices.holders else ()
+        for group, granted in zip(groups, self.resources.shares(demands, withheld), strict=True):
             core = group.core
             if core.size != granted:
                 is_more = granted > core.size
                 core.size = granted
                 if is_more:
                     core.refill()
+                else:
+                    core.slots_lost()
+
+    def _amount_of_leaving(self, groups: list[WorkerGroup]) -> int:
+        """The GPUs of workers that have nothing to do any more: a device has no new user before the old one is gone."""
+        amount = 0
+        for worker_id in self.devices.holders:
+            peer = self._owner.keeper.peers.get(worker_id)
+            if peer is not None and (_is_leaving(peer) or peer.group not in groups):
+                amount += self.devices.amount_of(worker_id)
+        return amount
 
     def in_use(self) -> dict[str, int]:
         """How much of each resource tasks and actors hold."""
