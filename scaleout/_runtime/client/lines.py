@@ -192,15 +192,20 @@ class Line:
 class Calls:
     """How this worker has called one actor lately."""
 
-    __slots__ = ("__weakref__", "began_at", "by_owner", "in_turn", "is_open", "last_id", "line")
+    __slots__ = ("__weakref__", "began_at", "by_owner", "in_turn", "last_id", "line", "opened_at")
 
     def __init__(self) -> None:
         self.line: Line | None = None
-        self.is_open = False  # all that went by the owner has been answered: the line may be used
         self.by_owner = 0  # so many calls went by the owner
+        self.opened_at = -1  # and so many when it said that all of them were answered
         self.in_turn = 0  # so many calls were answered before the next was made
         self.last_id = 0  # the last call that went by the owner, until it was answered
         self.began_at = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the line may be used: nothing has gone by the owner since it was said so."""
+        return self.opened_at == self.by_owner
 
 
 class Lines:
@@ -232,15 +237,14 @@ class Lines:
         if self._requests.leader == threading.get_ident():
             return  # a finalizer, in the midst of reading: it cannot wait for an answer
         calls.in_turn = 0  # if the answer is no, it is not asked again at once
-        calls.is_open = False
-        by_owner = calls.by_owner
+        by_owner = calls.by_owner  # another thread may call it meanwhile
         host_id = calls.line.host_id if calls.line is not None and not calls.line.is_over else 0
         if not self._requests.ask(("open_line", hold.id, host_id)):
             return
         found = self._requests.line_fds.pop(hold.id, None)
         if found is not None:
             calls.line = Line(self._worker, *found, self._unsettled, self._noted)
-        calls.is_open = calls.line is not None and calls.by_owner == by_owner  # else another thread has called it
+        calls.opened_at = by_owner
 
     def goes_by_owner(self, hold: Any, object_id: int) -> None:
         """A call of the actor is about to go by the owner; `object_id`: of its one result, or -1."""
@@ -248,7 +252,6 @@ class Lines:
         if calls is None:
             calls = self._calls[hold] = Calls()
         calls.by_owner += 1
-        calls.is_open = False
         if self._waiting.pop(calls.last_id, None) is not None:
             calls.in_turn = 0
         calls.last_id = object_id
