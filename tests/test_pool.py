@@ -74,6 +74,30 @@ class TestCalls:
             assert result.get(30) == 1
         assert seen == [(1, False)]
 
+    def test_a_callback_may_wait_for_that_of_another_pool(self) -> None:
+        waits, called, both = threading.Event(), threading.Event(), []
+
+        def wait(value: int) -> None:
+            waits.set()
+            both.append(called.wait(30))
+
+        with Pool(1) as one, Pool(1) as other:
+            first = one.apply_async(abs, (-1,), callback=wait)
+            assert waits.wait(30)
+            other.apply_async(abs, (-2,), callback=lambda value: called.set()).get(30)
+            assert first.get(30) == 1
+        assert both == [True]
+
+    def test_when_join_returns_callbacks_have_been_called(self) -> None:
+        seen: list[int] = []
+        with Pool(2) as other, Pool(2) as pool:
+            for value in range(20):
+                pool.apply_async(abs, (value,), callback=lambda value: (time.sleep(0.005), seen.append(value)))
+            pool.close()
+            pool.join()
+            assert sorted(seen) == list(range(20))
+            assert other.apply(abs, (-1,)) == 1
+
     def test_arguments_are_taken_at_the_call(self) -> None:
         with Pool(1) as pool:
             values = [1]
@@ -312,6 +336,17 @@ class TestWorkers:
                 assert type(result) is module.Item and result.limit == 5  # type: ignore[attr-defined]
         finally:
             del sys.modules["made_by_hand"]
+
+    def test_a_callback_may_wait_for_a_call_whose_module_is_shipped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module: Any = types.ModuleType("made_by_hand")
+        exec("def make(value): return value + 1", vars(module))
+        monkeypatch.setitem(sys.modules, "made_by_hand", module)
+        made: list[int] = []
+        with Pool(1) as pool:
+            pool.apply_async(
+                abs, (-1,), callback=lambda value: made.append(pool.apply_async(module.make, (value,)).get(30))
+            ).wait(60)
+            assert made == [2]
 
 
 class TestMain:

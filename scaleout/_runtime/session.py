@@ -92,7 +92,6 @@ __all__ = [
     "cpu_count",
     "default_session",
     "dump_stacks",
-    "in_callback",
     "is_inline",
     "outcome",
     "set_preload",
@@ -407,11 +406,6 @@ def find_reference(object_id: int) -> Any:
 
 references.make_client = default_client
 references.find_reference = find_reference
-
-
-def in_callback() -> bool:
-    """Whether this thread is the one that runs callbacks: who waits here for a callback waits for ever."""
-    return _session is not None and _session.callback_thread is threading.current_thread()
 
 
 at_close_idle: list[Callable[[], None]] = []

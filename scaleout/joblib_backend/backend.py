@@ -20,7 +20,7 @@ from joblib.parallel import (
     SequentialBackend,
 )
 
-from scaleout._runtime.session import cpu_count, in_callback, is_inline
+from scaleout._runtime.session import cpu_count, is_inline
 from scaleout.joblib_backend.recipe import Recipe, thread_limits
 from scaleout.joblib_backend.warm import IDLE_TIMEOUT_S
 from scaleout.joblib_backend.workers import Workers
@@ -179,11 +179,11 @@ class ScaleoutBackend(AutoBatchingMixin, ParallelBackendBase):
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None or joblib.parallel.mp is None or is_inline():  # JOBLIB_MULTIPROCESSING=0, SCALEOUT_INLINE=1
             return 1
-        where = "in a daemonic process" if current_process().daemon else "in a callback" if in_callback() else ""
-        if where:
+        if current_process().daemon:
             if n_jobs != 1:
                 warnings.warn(
-                    f"scaleout-backed parallel loops cannot be called {where}, setting n_jobs=1", stacklevel=3
+                    "scaleout-backed parallel loops cannot be called in a daemonic process, setting n_jobs=1",
+                    stacklevel=3,
                 )
             return 1
         if n_jobs < 0:

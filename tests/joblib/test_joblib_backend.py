@@ -131,8 +131,28 @@ def test_a_parallel_call_in_the_iterator_of_another() -> None:
             inner = Parallel(n_jobs=2, backend="scaleout")(delayed(square)(j) for j in range(3))
             yield delayed(square)(sum(inner) + i)
 
-    with pytest.warns(UserWarning, match="cannot be called in a callback, setting n_jobs=1"):
-        assert Parallel(n_jobs=2, backend="scaleout")(calls()) == [square(5 + i) for i in range(12)]
+    assert Parallel(n_jobs=2, backend="scaleout")(calls()) == [square(5 + i) for i in range(12)]
+
+
+@pytest.mark.parametrize("inner", [{}, {"return_as": "generator"}, {"timeout": 50}])
+def test_a_parallel_call_in_the_iterator_while_callbacks_of_the_outer_one_wait(
+    inner: dict[str, Any], tmp_path: Any
+) -> None:
+    """joblib holds the lock that they need while it pulls the iterator on."""
+
+    def calls() -> Any:
+        yield delayed(os.mkfifo)(tmp_path / "first")
+        yield delayed(square)(1)
+        wait_until((tmp_path / "first").exists)
+        for i in range(3):
+            squares = Parallel(n_jobs=2, backend="scaleout", batch_size=1, **inner)(
+                delayed(square)(j) for j in range(200)
+            )
+            yield delayed(square)(sum(squares) + i)
+
+    expected = sum(j * j for j in range(200))
+    results = Parallel(n_jobs=2, backend="scaleout", batch_size=1)(calls())
+    assert results == [None, 1, *(square(expected + i) for i in range(3))]
 
 
 def test_timeout(tmp_path: Any) -> None:

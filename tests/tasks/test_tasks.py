@@ -577,6 +577,22 @@ def test_retry_exceptions(num_returns: int, large: bool, tmp_path: Path) -> None
     wait_until(lambda: notes(log) == [str(values.sum())])
 
 
+def test_a_callback_may_wait_for_a_task_that_is_retried(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    done = threading.Event()
+
+    def called(future: Any) -> None:
+        flaky = strike.options(retry_exceptions=True)
+        try:
+            seen.append(scaleout.get(flaky.remote(Fault("raise", tmp_path, times=1), future.result()), timeout=30))
+        finally:
+            done.set()
+
+    echo.remote(1).future().add_done_callback(called)
+    assert done.wait(60)
+    assert seen == [((1,), {})]
+
+
 def test_retry_exceptions_with_a_dependency(tmp_path: Path) -> None:
     flaky = strike.options(retry_exceptions=True)
     assert scaleout.get(flaky.remote(Fault("raise", tmp_path, times=1), add.remote(1, 2))) == 3

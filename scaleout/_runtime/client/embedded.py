@@ -197,11 +197,6 @@ class EmbeddedSession:
         """Whether it has threads and workers."""
         return self._owner is not None and not self._owner.reactor.is_stopping
 
-    @property
-    def callback_thread(self) -> threading.Thread | None:
-        owner = self._owner
-        return None if owner is None else owner.callbacks.thread
-
     def dump_stacks(self) -> None:
         owner = self._owner
         if owner is not None:
@@ -283,7 +278,7 @@ class GroupHandle:
         self._encode = encoder.encode
         self._post = self.start = owner.reactor.post
         self._pid = session.pid
-        self.put_callback = owner.callbacks.put
+        self.put_callback = group.callbacks.put
         self.is_open = False  # announced, and not closed: whoever drops the handle has left the group behind
 
     def set_initializer(self, initializer: InitializerFrames) -> None:
@@ -488,5 +483,6 @@ class GroupHandle:
         self.check_process()
         if not self._group.has_ended.wait(timeout_s):
             return False
+        self._group.callbacks.join()
         self._owner.join_if_over()
         return True

@@ -24,7 +24,6 @@ class InlineSession:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.is_closed = False
-        self.callback_thread = None
 
     def open_group(
         self,

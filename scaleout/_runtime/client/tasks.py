@@ -18,6 +18,7 @@ from scaleout._runtime.client.streams import StreamOfRefs
 from scaleout._runtime.core.mailbox import STATE_NAMES
 from scaleout._runtime.core.tasks import FINISHED, Task
 from scaleout._runtime.node.actors import ActorRecord
+from scaleout._runtime.node.callbacks import CallbackThread
 from scaleout._runtime.node.canceller import is_running
 from scaleout._runtime.node.direct import DirectCall
 from scaleout._runtime.node.history import now_ns, state_of, write_trace
@@ -44,6 +45,7 @@ class OwnerClient:
     def __init__(self, session: EmbeddedSession, owner: Owner, namespace: str = "") -> None:
         self._session = session
         self._owner = owner
+        self._callbacks = CallbackThread()  # of references' futures
         slots: Any = owner.slots
         self._slots = slots
         slots.namespace = namespace
@@ -315,8 +317,8 @@ class OwnerClient:
         """Call it on the callback thread, with the entry."""
         self.check()
         entry = self._entry_of(ref)
-        callbacks = self._owner.callbacks
-        self._post(partial(entry.when_there, lambda entry: callbacks.put(partial(function, entry))))
+        put = self._callbacks.put
+        self._post(partial(entry.when_there, lambda entry: put(partial(function, entry))))
 
     def next_of_stream(self, stream: Stream, position: int, deadline: float | None) -> ObjectRef | None:
         """The reference to a stream's item, as soon as it can be had: pending. None beyond the end."""
@@ -520,10 +522,13 @@ class OwnerClient:
         groups += [record.group for record in list(owner.actors.all)]
         for group in groups:
             self._post(partial(owner.terminate_group, group))
-        if threading.current_thread() not in (owner.reactor.thread, owner.callbacks.thread):
-            for group in groups:
-                group.has_ended.wait()
-            owner.join_if_over()
+        if threading.current_thread() is owner.reactor.thread or owner.errands.is_current:
+            return
+        for group in groups:
+            group.has_ended.wait()
+        self._callbacks.put(None)
+        self._callbacks.join()
+        owner.join_if_over()
 
 
 class _Countdown:

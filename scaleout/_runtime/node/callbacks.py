@@ -1,4 +1,9 @@
-"""The thread in which users' callbacks run."""
+"""Threads in which users' callbacks run.
+
+Each group has its own, as each pool and executor of the standard library has: a callback may wait for another group's,
+and may hold a lock that another's needs. What the runtime needs of users' code for itself, their imports and reducers,
+has a thread apart, so that a callback may also wait for the results of tasks.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class CallbackThread:
-    """Runs users' callbacks, and what else of theirs must not run on the reactor, in order, one at a time."""
+    """Runs functions in order, one at a time; started when there is the first."""
 
     def __init__(self) -> None:
         self._queue: deque[Callable[[], None] | None] = deque()
         self._ready = threading.Semaphore(0)
-        self.thread: threading.Thread | None = None
-        self._is_running = False
+        self._thread: threading.Thread | None = None
+        self.is_running = False
         self._is_ending = False
         self._lock = threading.Lock()
 
@@ -26,17 +31,28 @@ class CallbackThread:
         """Any thread. None ends the thread after what is queued; what comes later still runs, in a thread for it."""
         with self._lock:
             self._is_ending = self._is_ending or function is None
-            if function is None and not self._is_running:
+            if function is None and not self.is_running:
                 return
             self._queue.append(function)
             self._ready.release()
-            if not self._is_running:
+            if not self.is_running:
                 if self._is_ending:
                     self._queue.append(None)
                     self._ready.release()
-                self._is_running = True
-                self.thread = threading.Thread(target=self._run, name="scaleout-callbacks", daemon=True)
-                self.thread.start()
+                self.is_running = True
+                self._thread = threading.Thread(target=self._run, name="scaleout-callbacks", daemon=True)
+                self._thread.start()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is the calling thread."""
+        return self._thread is threading.current_thread()
+
+    def join(self) -> None:
+        """Wait until it has ended; it must have been told to. Returns at once in the thread itself."""
+        thread = self._thread
+        if thread is not None and not self.is_current:
+            thread.join()
 
     def _run(self) -> None:
         while True:
@@ -45,7 +61,7 @@ class CallbackThread:
             if function is None:
                 with self._lock:
                     if not self._queue:
-                        self._is_running = False
+                        self.is_running = False
                         return
                     self._queue.append(None)
                     self._ready.release()

@@ -98,7 +98,7 @@ class Clerk:
         keeper: ZygoteKeeper,
         objects: ObjectTable,
         callables: CallableTable,
-        callbacks: CallbackThread,
+        errands: CallbackThread,
         owner: Owner,
     ) -> None:
         self._owner = owner
@@ -106,7 +106,7 @@ class Clerk:
         self._keeper = keeper
         self._objects = objects
         self._callables = callables
-        self._callbacks = callbacks
+        self._errands = errands
         self.new_id: Callable[[], int] = references.object_ids.__next__
         self._first_id = self.new_id()
         self._first_worker_id = next(references.worker_ids)
@@ -618,7 +618,7 @@ class Clerk:
             return
         said: list[Any] = [None, do]
         peer.backlog.append(said)
-        self._callbacks.put(partial(self._look_up, peer, names, said))
+        self._errands.put(partial(self._look_up, peer, names, said))
 
     def _look_up(self, peer: Peer, names: Any, said: list[Any]) -> None:
         """On the callback thread."""

@@ -16,6 +16,7 @@ import itertools
 
 from scaleout._runtime.base.latch import Latch
 from scaleout._runtime.core.tasks import FINISHED
+from scaleout._runtime.node.callbacks import CallbackThread
 from scaleout._runtime.wire import frames
 
 TYPE_CHECKING = False
@@ -38,6 +39,7 @@ class WorkerGroup:
         self.hello = hello
         self.numbers = itertools.count(1)
         self.peers: list[Peer] = []
+        self.callbacks = CallbackThread()
         self.failure: Any = None  # the last initializer failure, as the worker described it
         self.carrying: list[tuple[Any, ...]] = []  # effects that are being carried out
         self.lent: tuple[Peer, ...] = ()  # workers that submitting threads may talk to themselves

@@ -8,7 +8,7 @@ core wants done is carried out, by the parts that it puts together:
     objects       large values, and who still needs them      canceller     what nobody wants any more
     callables     functions, pickled                          lender        workers that callers talk to themselves
     keeper        the zygote                                  memory_watch  kills before the system does
-    supervisor    workers, from their start to their end      callbacks     the thread for users' code
+    supervisor    workers, from their start to their end      callbacks     threads for users' code
     (receiver)    what workers say
 
 Everything here runs on the reactor thread unless it says "any thread".
@@ -68,21 +68,22 @@ class Owner:
         self.opening = 0  # groups announced, not yet here
         self.on_idle: Callable[[], bool] = lambda: False
         self.reactor = Reactor("scaleout-reactor", self._serve, self._settle, self._at_end)
-        self.callbacks = CallbackThread()
+        self.errands = CallbackThread()
+        self._ending: list[CallbackThread] = []  # of groups that have ended
         self.keeper = ZygoteKeeper(self.reactor, host, settings.max_processes)
         self.objects = ObjectTable(settings, self.reactor, self.keeper.peers)
         self.callables = CallableTable(encoder, book, self.objects.pack)
-        self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.callbacks, self)
+        self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.errands, self)
         self.actors = Actors(self)
         self.clerk.answers = Answers(self)
         self.clerk.group_of = lambda options: self.need_slots().group_of(options["shape"])
         self.slots: Slots | None = None  # once there are tasks
-        receiver = Receiver(self.reactor, self.keeper, self.objects, self.callables, self.callbacks, self.clerk)
+        receiver = Receiver(self.reactor, self.keeper, self.objects, self.callables, self.errands, self.clerk)
         self._supervisor = Supervisor(
             self.reactor,
             self.keeper,
             self.objects,
-            self.callbacks,
+            self.errands,
             receiver.on_data,
             self._carry_out,
             self._worker_gone,
@@ -361,23 +362,30 @@ class Owner:
         if group in self.groups:
             self.groups.remove(group)
         group.close_initializer()
+        self._end_callbacks(group)
         self._end_if_idle()
         group.has_ended.set()
+
+    def _end_callbacks(self, group: WorkerGroup) -> None:
+        """Let those run that are due."""
+        group.callbacks.put(None)
+        self._ending = [thread for thread in (*self._ending, group.callbacks) if thread.is_running]
 
     def _end_if_idle(self) -> None:
         """With the last group the threads end."""
         if not self.groups and self.on_idle():
             self.reactor.stop()
             self.keeper.let_go()
-            self.callbacks.put(None)
+            self.errands.put(None)
 
     def _at_end(self) -> None:
         """The reactor's last act: close what is open. If it failed, nobody may be left waiting."""
         for group in list(self.groups):
             group.abandon(self.reactor.failure)
+            self._end_callbacks(group)
         self.groups.clear()
         if self.reactor.failure is not None:
-            self.callbacks.put(None)
+            self.errands.put(None)
         self.keeper.close()
         self._supervisor.close()
         self.objects.close()
@@ -391,9 +399,11 @@ class Owner:
 
     def join(self) -> None:
         """Any other thread: wait until the threads have ended."""
-        for thread in (self.reactor.thread, self.callbacks.thread):
-            if thread is not None and thread is not threading.current_thread():
-                thread.join()
+        thread = self.reactor.thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        for side_thread in (self.errands, *self._ending):
+            side_thread.join()
 
     def join_if_over(self) -> None:
         """Any other thread."""

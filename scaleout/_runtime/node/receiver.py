@@ -41,14 +41,14 @@ class Receiver:
         keeper: ZygoteKeeper,
         objects: ObjectTable,
         callables: CallableTable,
-        callbacks: CallbackThread,
+        errands: CallbackThread,
         clerk: Clerk,
     ) -> None:
         self._reactor = reactor
         self._keeper = keeper
         self._objects = objects
         self._callables = callables
-        self._callbacks = callbacks
+        self._errands = errands
         self._clerk = clerk
 
     def on_data(self, peer: Peer, data: bytes) -> None:
@@ -142,7 +142,7 @@ class Receiver:
             self._reactor.flush_soon(peer.link)
         if task is None:
             return
-        self._callbacks.put(partial(self._ship_by_value, task, module, described))
+        self._errands.put(partial(self._ship_by_value, task, module, described))
 
     def _ship_by_value(self, task: Task, module: str, described: str) -> None:
         """On the callback thread, as pickling runs the user's code."""

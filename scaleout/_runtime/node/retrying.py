@@ -51,12 +51,12 @@ class Retrying:
 
     def deliver(self, index: int, status: int, payload: Any) -> None:
         if status == frames.TASK_RAISED and self._left > 0:
-            self._owner.callbacks.put(partial(self._look, status, payload))
+            self._owner.errands.put(partial(self._look, status, payload))
         else:
             self._end(status, payload)
 
     def _look(self, status: int, payload: Any) -> None:
-        """On the callback thread: what was raised?"""
+        """On a thread for users' code: what was raised?"""
         is_retried = False
         try:
             kinds = pickle.loads(self._kinds) if type(self._kinds) is bytes else self._kinds

@@ -45,7 +45,7 @@ class Supervisor:
         reactor: Reactor,
         keeper: ZygoteKeeper,
         objects: ObjectTable,
-        callbacks: CallbackThread,
+        errands: CallbackThread,
         receive: Callable[[Peer, bytes], None],
         carry_out: Callable[[WorkerGroup], None],
         on_gone: Callable[[Peer], None],
@@ -54,7 +54,7 @@ class Supervisor:
         self._reactor = reactor
         self._keeper = keeper
         self._objects = objects
-        self._callbacks = callbacks
+        self._errands = errands
         self._receive = receive
         self._carry_out = carry_out
         self._on_gone = on_gone
@@ -75,7 +75,7 @@ class Supervisor:
             group.failure = ("refused", str(error))
             group.core.start_refused(missing)
             if group.core.size:
-                self._callbacks.put(partial(warn_of_smaller_group, group.core.size, str(error)))
+                self._errands.put(partial(warn_of_smaller_group, group.core.size, str(error)))
 
     def _start_worker(self, group: WorkerGroup) -> None:
         """Ask for one worker; OSError leaves nothing behind."""
@@ -125,7 +125,7 @@ class Supervisor:
         group.failure = ("refused", reason)
         group.core.refused()
         if group.core.size and reason.startswith("fork"):
-            self._callbacks.put(partial(warn_of_smaller_group, group.core.size, reason))
+            self._errands.put(partial(warn_of_smaller_group, group.core.size, reason))
         self.bury(peer)
 
     # -- the link --------------------------------------------------------------------------------
