@@ -22,7 +22,7 @@ import os
 import sys
 import threading
 
-from scaleout._runtime.base import context, references
+from scaleout._runtime.base import context, references, this_process
 from scaleout._runtime.base.limits import ACTOR_WINDOW_TASKS, EAGER_ITEMS, ENDLESS_RETRIES, FEED_TASKS, STREAM_AHEAD
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.exceptions import Exceptions
@@ -95,6 +95,7 @@ __all__ = [
     "is_inline",
     "outcome",
     "set_preload",
+    "this_process",
     "warm_zygote",
 ]
 

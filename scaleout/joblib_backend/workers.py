@@ -8,12 +8,11 @@ code, which never runs on the runtime's own thread.
 
 from __future__ import annotations
 
-import os
 import weakref
 from _thread import allocate_lock
 from collections import deque
 
-from scaleout._runtime.session import CALL_ITEM, GROUP_BROKEN, SESSION_CLOSED, Profile
+from scaleout._runtime.session import CALL_ITEM, GROUP_BROKEN, SESSION_CLOSED, Profile, this_process
 from scaleout.errors import ForeignSessionError
 from scaleout.joblib_backend.batches import SubmittedBatch, run_batch
 from scaleout.joblib_backend.warm import groups
@@ -54,7 +53,7 @@ class Workers:
         self._buffers = self._group.compared_buffers(KEPT_CALLS_PER_JOB * n_jobs)
         self._contemporaries: list[Any] = []
         self._moment = object()
-        self._pid = os.getpid()
+        self._pid = this_process.pid
         self._submitted = 0  # counted by the threads that submit, of which joblib lets in one at a time
         self._called_back = 0  # counted by the callback thread
         self._arrived: deque[SubmittedBatch] = deque()
@@ -67,7 +66,7 @@ class Workers:
 
     def submit(self, batch: Callable[[], Any], callback: Callable[[SubmittedBatch], None] | None) -> SubmittedBatch:
         """Start a batch. `callback` is called with what is returned here, when it has ended."""
-        if self._pid != os.getpid():
+        if self._pid != this_process.pid:
             raise ForeignSessionError("this Parallel belongs to the process that was forked from; make a new one here")
         submitted = SubmittedBatch(callback, self._batch_arrived)
         self._submitted += 1

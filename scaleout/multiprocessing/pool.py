@@ -6,7 +6,6 @@ through shared memory, `imap(..., buffersize=)` of 3.15, and `max_retries`.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from _thread import get_ident
@@ -24,6 +23,7 @@ from scaleout._runtime.session import (
     cpu_count,
     default_session,
     outcome,
+    this_process,
 )
 from scaleout.multiprocessing.failures import exception_of
 from scaleout.multiprocessing.feeder import Feeder, chunks_of
@@ -71,7 +71,7 @@ class Pool:
         max_retries: int | None = None,
     ) -> None:
         self._state = INIT
-        self._pid = os.getpid()
+        self._pid = this_process.pid
         if processes is None:
             processes = cpu_count()
         if processes < 1:
@@ -335,7 +335,7 @@ class Pool:
     def _check_running(self) -> None:
         if self._state != RUN:
             raise ValueError("Pool not running")
-        if self._pid != os.getpid():
+        if self._pid != this_process.pid:
             from scaleout.errors import ForeignSessionError
 
             raise ForeignSessionError("this Pool belongs to the process that was forked from; make a new one here")
@@ -362,7 +362,7 @@ class Pool:
         self._state = TERMINATE
         for feeder in list(self._feeders):
             feeder.stop()
-        if self._pid == os.getpid():
+        if self._pid == this_process.pid:
             self._group.terminate()
             try:
                 self._group.join()
@@ -410,11 +410,11 @@ class Pool:
         _warn: Any = warnings.warn,
         _run: str = RUN,
         _init: str = INIT,
-        _getpid: Any = os.getpid,
+        _process: Any = this_process,
         _is_finalizing: Any = sys.is_finalizing,
     ) -> None:
         group = getattr(self, "_group", None)
-        if group is None or self._pid != _getpid():
+        if group is None or self._pid != _process.pid:
             return  # it never came to be, or belongs to the process that this one was forked from
         if not group.has_ended:
             group.terminate()

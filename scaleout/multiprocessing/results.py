@@ -28,27 +28,23 @@ if TYPE_CHECKING:
 class ApplyResult:
     """The result of `Pool.apply_async`; `AsyncResult` is another name for it."""
 
-    _item_base = 0
+    _record: Any = None
+    _is_ready = False
+    _raw: Any = None
+    _settled: tuple[bool, Any] | None = None
+    _waiters: Any = ()  # a list of its own as soon as somebody waits: most results are there when they are asked for
 
     def __init__(self, pool: Any, callback: Callable[[Any], Any] | None, error_callback: Any) -> None:
         self._pool: Any | None = pool
         self._group = pool._group
-        self._record: Any = None
         self._callback = callback
         self._error_callback = error_callback
-        self._is_ready = False
-        self._waiters: list[Any] = []
-        self._raw: Any = None
-        self._settled: tuple[bool, Any] | None = None
         self._lock = allocate_lock()
 
     # -- the runtime's side ----------------------------------------------------------------------
 
     def deliver(self, index: int, status: int, payload: Any) -> None:
         self._raw = (status, payload)
-        self._complete()
-
-    def _complete(self) -> None:
         if self._callback is None and self._error_callback is None:
             self._finish()
         else:
@@ -91,8 +87,8 @@ class ApplyResult:
             return self._settled
 
     def _decode(self, raw: Any) -> tuple[bool, Any]:
-        success, value = outcome(*raw)
-        return (True, value) if success else (False, exception_of(value))
+        found = outcome(*raw)
+        return found if found[0] else (False, exception_of(found[1]))
 
     def ready(self) -> bool:
         """Whether the call has completed."""
@@ -118,8 +114,9 @@ class ApplyResult:
         self._group.check_process()
         lock = allocate_lock()
         lock.acquire()
+        waiters = self.__dict__.setdefault("_waiters", [])  # one list, however many threads come at once
         try:
-            self._waiters.append(lock)
+            waiters.append(lock)
             if not self._is_ready:
                 lock.acquire(True, -1 if timeout is None else timeout)
         except KeyboardInterrupt:
@@ -127,7 +124,7 @@ class ApplyResult:
             raise
         finally:
             try:
-                self._waiters.remove(lock)
+                waiters.remove(lock)
             except ValueError:
                 pass
 
@@ -139,7 +136,7 @@ class ApplyResult:
                 from multiprocessing import TimeoutError
 
                 raise TimeoutError
-        success, value = self._settle()
+        success, value = self._settled or self._settle()
         if success:
             return value
         try:
@@ -178,8 +175,7 @@ class MapResult(ApplyResult):
             self._first_failure = (index, status, payload)
         self._left -= 1
         if self._left == 0:
-            self._raw = True
-            self._complete()
+            super().deliver(index, status, payload)
         else:
             waiters = self._waiters
             while waiters:

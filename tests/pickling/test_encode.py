@@ -338,11 +338,11 @@ book = DefinitionBook()
 def f(): return g()
 def g(): return 1
 def h(): return 2
-needs = book.join(book.require("__main__", "f"), (), book.require("__main__", "h"))
+needs = book.join(book.require(("__main__", "f")), (), book.require(("__main__", "h")))
 assert set(needs) == {1, 2, 3}, needs
 def g(): return 3
 def h(): return 4
-book.require("__main__", "f"), book.require("__main__", "h")
+book.require(("__main__", "f")), book.require(("__main__", "h"))
 assert not book.forgotten and all(book.bytes_of(number) for number in needs)
 old = set(needs)
 needs = None

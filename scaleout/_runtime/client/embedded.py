@@ -6,11 +6,10 @@ Threads and workers exist while worker groups do. When the last group has ended,
 
 from __future__ import annotations
 
-import os
 import threading
 from functools import partial
 
-from scaleout._runtime.base import limits
+from scaleout._runtime.base import limits, this_process
 from scaleout._runtime.client.batch import Batch, SharedBuffers
 from scaleout._runtime.client.compared import ComparedBuffers
 from scaleout._runtime.core.dispatch import SERVING, Group
@@ -23,6 +22,7 @@ from scaleout._runtime.node.owner import Owner
 from scaleout._runtime.pickling.definitions import DefinitionBook
 from scaleout._runtime.pickling.encode import Encoder
 from scaleout._runtime.pickling.namespace import main_info
+from scaleout._runtime.pickling.plain import dumps, is_plain
 from scaleout._runtime.pickling.reducers import of_module
 from scaleout._runtime.process import identity
 from scaleout._runtime.process.initargs import PassedFds
@@ -54,7 +54,7 @@ class EmbeddedSession:
 
     def __init__(self, settings: Settings, host: Host | None) -> None:
         self.settings = settings
-        self.pid = os.getpid()
+        self.pid = this_process.pid
         self.book = DefinitionBook()
         self.encoder = Encoder(self.book)
         self.encode = self.encoder.encode
@@ -317,7 +317,7 @@ class GroupHandle:
     ) -> None:
         """Pickle `value` here and now, and queue the call; what goes wrong in pickling reaches the sink."""
         try:
-            task = self._task_of(record, how, self._encode(value), sink, index, profile or record.profile, share)
+            task = self._task_of(record, how, value, sink, index, profile or record.profile, share)
         except Exception as error:
             self.fail(sink, index, error)
             return
@@ -331,11 +331,14 @@ class GroupHandle:
 
         Raises what pickling raises.
         """
-        return self._task_of(record, how, self._encode(value), sink, 0, record.profile, None)
+        return self._task_of(record, how, value, sink, 0, record.profile, None)
 
     def _task_of(
-        self, record: CallableRecord, how: int, encoded: Encoded, sink: Any, index: int, profile: Profile, share: Any
+        self, record: CallableRecord, how: int, value: Any, sink: Any, index: int, profile: Profile, share: Any
     ) -> Task:
+        if is_plain(value):
+            return Task(self._group, record, how, dumps(value, 5), (), None, sink, index, profile)
+        encoded = self._encode(value)
         payload = inline_payload(encoded)
         stored = None
         if payload is None:
@@ -350,7 +353,7 @@ class GroupHandle:
 
     def cancel(self, task: Task) -> bool:
         """True if no worker has started the task, and none will: its sink has been told CANCELLED."""
-        return self._pid == os.getpid() and self._owner.canceller.cancel(task)
+        return self._pid == this_process.pid and self._owner.canceller.cancel(task)
 
     def is_running(self, task: Task) -> bool:
         """Whether a worker has started the task; by the time the answer is looked at it may be otherwise."""
@@ -422,11 +425,11 @@ class GroupHandle:
     @property
     def is_here(self) -> bool:
         """False in a process forked from the one that the group belongs to."""
-        return self._pid == os.getpid()
+        return self._pid == this_process.pid
 
     def check_process(self) -> None:
         """ForeignSessionError in a process forked from the one that the group belongs to."""
-        if self._pid != os.getpid():
+        if self._pid != this_process.pid:
             raise ForeignSessionError("this belongs to the process that was forked from; make a new Pool here")
 
     # -- workers ---------------------------------------------------------------------------------

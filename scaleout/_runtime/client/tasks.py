@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
-import os
 import pickle
 import threading
 import weakref
 from functools import partial
 
-from scaleout._runtime.base import references
+from scaleout._runtime.base import references, this_process
 from scaleout._runtime.base.references import ObjectRef, collected
 from scaleout._runtime.client.graph import Options, with_dependencies
 from scaleout._runtime.client.outcomes import Failure, outcome
@@ -26,6 +25,7 @@ from scaleout._runtime.node.ledger import PENDING, Entry, Envelope, SeveralResul
 from scaleout._runtime.node.objects import inline_payload
 from scaleout._runtime.node.retrying import Retrying
 from scaleout._runtime.node.stored import StoredObject, load_referring
+from scaleout._runtime.pickling.plain import dumps, is_plain
 from scaleout._runtime.wire import frames
 from scaleout.errors import ForeignSessionError, SessionClosedError
 
@@ -55,7 +55,7 @@ class OwnerClient:
         self._new_id = owner.clerk.new_id  # one row of numbers for all objects of this owner
         self._has_made = owner.clerk.has_made
         self._methods: dict[str, CallableRecord] = {}
-        self._pid = os.getpid()
+        self._pid = this_process.pid
         self._exported = owner.clerk.exported
         self.is_closed = False
         self._submitted = 0  # roughly: threads may overtake one another
@@ -84,15 +84,23 @@ class OwnerClient:
         options: Options,
         is_method: bool = False,
     ) -> Any:
-        how, encoded, dependencies, contained = self._encoded_call(args, kwargs, is_method)
-        payload = inline_payload(encoded)
-        stored = None
-        if payload is None:
-            payload, stored = self._owner.objects.store(encoded)
-            how |= frames.STORED
+        dependencies: Sequence[ObjectRef] = ()
+        contained: Sequence[Any] = ()
+        stored: Any = None
+        needs: tuple[int, ...] = ()
+        if not kwargs and is_plain(args):
+            how = frames.METHOD if is_method else frames.CALL_ARGS
+            payload: Any = dumps((args, kwargs) if is_method else args, 5)
+        else:
+            how, encoded, dependencies, contained = self._encoded_call(args, kwargs, is_method)
+            needs = encoded.needs
+            payload = inline_payload(encoded)
+            if payload is None:
+                payload, stored = self._owner.objects.store(encoded)
+                how |= frames.STORED
         returns = options.returns
         answer, sink, results = self._places_of(returns)
-        task = Task(group, record, how, payload, encoded.needs, stored, sink, 0, record.profile)
+        task = Task(group, record, how, payload, needs, stored, sink, 0, record.profile)
         task.submitted_ns = now_ns()
         task.max_retries = options.max_retries
         task.priority = options.priority
@@ -340,7 +348,7 @@ class OwnerClient:
 
     def drop_stream(self, stream: Stream) -> None:
         """Nobody will take more of it."""
-        if self._pid == os.getpid() and not self.is_closed:
+        if self._pid == this_process.pid and not self.is_closed:
             self._post(partial(self._owner.clerk.drop_stream, stream))
 
     # -- cancelling ------------------------------------------------------------------------------
@@ -415,7 +423,7 @@ class OwnerClient:
 
     def check(self) -> None:
         """Raise if nothing can come of a call any more."""
-        if self._pid != os.getpid():
+        if self._pid != this_process.pid:
             raise ForeignSessionError("this session belongs to the process that was forked from")
         if self.is_closed or self._owner.reactor.is_stopping:
             raise SessionClosedError("the session has ended; references of it lead nowhere")
@@ -516,7 +524,7 @@ class OwnerClient:
         """End all tasks and actors, and wait until their processes are gone."""
         self.is_closed = True
         owner = self._owner
-        if self._pid != os.getpid():
+        if self._pid != this_process.pid:
             return
         groups = self._slots.close()
         groups += [record.group for record in list(owner.actors.all)]

@@ -842,8 +842,9 @@ class Group:
         if not held:
             lane.is_listed = True
             self.open_lanes.appendleft(lane)
-        elif not lane.is_isolated and held * 2 <= self._credit(lane, lane.inflight[-1]):
-            self._list(lane)
+        elif held * 2 <= self.prefetch_tasks and not lane.is_isolated:  # the most that the credit can be
+            if held * 2 <= self._credit(lane, lane.inflight[-1]):
+                self._list(lane)
 
     def _list(self, lane: Lane) -> None:
         if not lane.is_listed and lane.state == OPEN and not lane.revoked_from and not lane.waits:

@@ -6,11 +6,11 @@ gone, the actor ends after the calls that were made. A detached actor is held by
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from functools import partial
 
+from scaleout._runtime.base import this_process
 from scaleout._runtime.base.signals import exit_text
 from scaleout._runtime.core.mailbox import DEAD, Mailbox
 from scaleout._runtime.core.tasks import Profile, Task
@@ -89,7 +89,7 @@ class ActorRecord:
         self.id = actor_id
         self.fate = Fate(options)
         self._owner = owner
-        self._pid = os.getpid()
+        self._pid = this_process.pid
         self.group: WorkerGroup = None  # type: ignore[assignment]
 
     @property
@@ -102,9 +102,9 @@ class ActorRecord:
         return self.fate.death
 
     def __del__(self) -> None:
-        if os is None or partial is None:  # the interpreter exits, and modules are gone
+        if this_process is None or partial is None:  # the interpreter exits, and modules are gone
             return
-        if self._pid == os.getpid() and self.group is not None and not self._owner.reactor.is_over:
+        if self._pid == this_process.pid and self.group is not None and not self._owner.reactor.is_over:
             self._owner.reactor.post(partial(self._owner.close_group, self.group))
 
 

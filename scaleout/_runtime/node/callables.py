@@ -62,7 +62,7 @@ class CallableTable:
             record = self._by_identity.get(function)
             if record is not None:
                 if record.root is not None:
-                    record.needs = self.book.require(*record.root)
+                    record.needs = self.book.require(record.root)
                 return record
         encoded = self.encoder.encode(function)
         if by_name and _is_by_name(encoded, function):

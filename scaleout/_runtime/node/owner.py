@@ -165,7 +165,7 @@ class Owner:
                 self.lender.lend_idle(group)
             if core.busy and not self._memory_watch.is_armed:
                 self._memory_watch.arm()
-            if core.needs_tick and not self._is_tick_armed:
+            if not self._is_tick_armed and core.needs_tick:
                 self._is_tick_armed = True
                 self.reactor.call_later(limits.STALL_SECONDS, self._tick)
 

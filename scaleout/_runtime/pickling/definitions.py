@@ -123,15 +123,15 @@ class DefinitionBook(NamesInStreams):
         self._unions: dict[tuple[Key, ...], tuple[list[Needs], Needs]] = {}
         self._by_id: weakref.WeakValueDictionary[int, Definition] = weakref.WeakValueDictionary()
 
-    def require(self, module_name: str, name: str, is_strict: bool = True) -> Needs:
-        """What a worker must have to find this name; ships again what was rebound.
+    def require(self, key: Key, is_strict: bool = True) -> Needs:
+        """What a worker must have to find this name, (module, global); ships again what was rebound.
 
         Raises AttributeError if there is no such global, and what pickling raises if it cannot be sent. Not strict:
         it is then replaced by a placeholder that raises when it is used.
         """
-        closure = self._closures.get((module_name, name))
-        if closure is None or closure.module is not sys.modules.get(module_name) or not closure.holds_true():
-            closure = self._refresh((module_name, name), is_strict)
+        closure = self._closures.get(key)
+        if closure is None or closure.module is not sys.modules.get(key[0]) or not closure.holds_true():
+            closure = self._refresh(key, is_strict)
         if closure.error is not None and is_strict:
             raise closure.error.with_traceback(None)
         return closure.needs
@@ -146,7 +146,7 @@ class DefinitionBook(NamesInStreams):
 
     def needs_of_names(self, keys: Iterable[Key]) -> tuple[int, ...]:
         """The needs of a payload that a worker has pickled, by the names of ours in it."""
-        return self._union([], [self.require(*key, is_strict=False) for key in keys if key[1] in _dict_of(key[0])])
+        return self._union([], [self.require(key, is_strict=False) for key in keys if key[1] in _dict_of(key[0])])
 
     def add_by_value_module(self, name: str) -> None:
         """From now on the names of this module travel like `__main__`'s."""
@@ -176,18 +176,18 @@ class DefinitionBook(NamesInStreams):
         if not reads:
             key = self.only_key(stream)
             if key is not None:
-                return self.require(*key) if key else ()
+                return self.require(key) if key else ()
         keys = self.keys_in(stream)
         if keys is None:
             # Some of these are only words in the data: what cannot be sent of them must not fail the payload.
             keys = [key for module in sorted(self.by_value_modules) for key in _keys_that_occur(stream, module)]
-            parts = [self.require(*key, is_strict=False) for key in keys]
+            parts = [self.require(key, is_strict=False) for key in keys]
         else:
-            parts = [self.require(*key) for key in keys]
+            parts = [self.require(key) for key in keys]
         for key in reads:
             if key[1] in _dict_of(key[0]):
                 keys.append(key)
-                parts.append(self.require(*key, is_strict=False))
+                parts.append(self.require(key, is_strict=False))
         if len(parts) <= 1:
             return parts[0] if parts else ()
         cached = self._unions.get(tuple(keys))
@@ -205,7 +205,7 @@ class DefinitionBook(NamesInStreams):
             if (name == module_name or name.startswith(module_name + ".")) and name.encode() in stream:
                 self.add_by_value_module(name)
                 keys += [(name, attribute) for attribute in list(_dict_of(name)) if attribute.encode() in stream]
-        return self._union([], [self.require(*key, is_strict=False) for key in keys])
+        return self._union([], [self.require(key, is_strict=False) for key in keys])
 
     def _union(self, keys: Sequence[Key], parts: list[Needs]) -> Needs:
         held: dict[int, Definition] = {}

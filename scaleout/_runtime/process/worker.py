@@ -23,6 +23,7 @@ from functools import partial
 
 from scaleout._runtime.base import context, limits
 from scaleout._runtime.base.references import collected, with_values
+from scaleout._runtime.pickling.plain import dumps, is_plain
 from scaleout._runtime.process import actors, identity, initargs
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.control_page import (
@@ -368,6 +369,8 @@ class Worker:
 
     def pack(self, value: Any) -> tuple[int, bytes]:
         """(flag, body) of a result, or another value for the owner. Raises what pickling raises."""
+        if is_plain(value):
+            return frames.OK, dumps(value, 5)
         references: Any = None
         if self.collects or self.requests is not None:
             encoded, references = collected(self.encoder.encode, value)

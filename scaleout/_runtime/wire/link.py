@@ -16,7 +16,8 @@ from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES
 from scaleout.errors import InternalError
 
 FD_SPACE = socket.CMSG_SPACE(4)
-NO_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+NO_FLAGS = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+CONTROL_DATA_LOST = int(socket.MSG_CTRUNC)  # as `enum.IntFlag`, `&` takes a microsecond
 GATHER_BYTES = 256 * 1024
 
 
@@ -50,7 +51,7 @@ class Link:
                     received = array.array("i")
                     received.frombytes(raw[: len(raw) - len(raw) % received.itemsize])
                     self.fds.extend(received)
-        if flags & socket.MSG_CTRUNC:
+        if flags & CONTROL_DATA_LOST:
             raise OSError(24, "a file descriptor was lost on arrival: too many open files (see `ulimit -n`)")
         if self._tail:
             data = self._tail + data if data else b""
