@@ -99,13 +99,20 @@ class OwnerClient:
                 payload, stored = self._owner.objects.store(encoded)
                 how |= frames.STORED
         returns = options.returns
-        answer, sink, results = self._places_of(returns)
+        answer: Any
+        sink: Any
+        results: Sequence[Any] = ()
+        if returns == 1:
+            sink = Entry(self._new_id())
+            answer = ObjectRef(sink.id, sink)
+        else:
+            answer, sink, results = self._places_of(returns)
         task = Task(group, record, how, payload, needs, stored, sink, 0, record.profile)
         task.submitted_ns = now_ns()
         task.max_retries = options.max_retries
         task.priority = options.priority
         task.name = options.name
-        for result in results:
+        for result in results or (sink,):
             result.source = task
         if options.retry_exceptions:
             task.sink = Retrying(self._owner, task, options.retry_exceptions, options.timeout_s)
@@ -142,10 +149,7 @@ class OwnerClient:
         return how, encoded, dependencies, contained
 
     def _places_of(self, returns: int) -> tuple[Any, Any, Sequence[Any]]:
-        """(what the caller gets, the task's sink, whose source the task is)"""
-        if returns == 1:
-            entry = Entry(self._new_id())
-            return ObjectRef(entry.id, entry), entry, (entry,)
+        """(what the caller gets, the task's sink, whose source the task is), for other than one result"""
         if returns >= 0:
             entries = tuple(Entry(self._new_id()) for _ in range(returns))
             return [ObjectRef(entry.id, entry) for entry in entries] or None, SeveralResults(entries), entries

@@ -545,22 +545,30 @@ class Mailbox:
         if self.away:
             pass  # one of them is to be seen to first
         elif not self.waiting:
-            while ready and len(batch) < room and (not size or size + ready[0].size_bytes <= limits.PREFETCH_BYTES):
+            room -= len(batch)
+            while ready and room > 0 and (not size or size + ready[0].size_bytes <= limits.PREFETCH_BYTES):
                 task = ready.popleft()
                 size += task.size_bytes
+                room -= 1
                 batch.append(task)
         else:
             batch.extend(self._choose(room - len(batch), size))
         if not batch:
             return
+        replaying = self.replaying
+        sequence = lane.next_sequence
+        size = lane.bytes_inflight
         for task in batch:
-            if task not in self.replaying:
+            if not replaying or task not in replaying:
                 task.state = lifecycle.ON_ASSIGN[task.state]
-            self._number(task)
-            task.sequence = lane.next_sequence
+            if not task.order:
+                self._number(task)
+            task.sequence = sequence
             task.runner = lane
-            lane.next_sequence += 1
-            lane.bytes_inflight += task.size_bytes
+            sequence += 1
+            size += task.size_bytes
+        lane.next_sequence = sequence
+        lane.bytes_inflight = size
         lane.inflight.extend(batch)
         self.busy = 1
         self.effects.append(("send", lane, batch))
@@ -600,13 +608,15 @@ class Mailbox:
             task = found
             inflight.remove(task)
         lane.bytes_inflight -= task.size_bytes
-        self.busy = int(bool(inflight))
-        self._look_behind(lane)
+        if not inflight:
+            self.busy = 0
+        if lane.revoked_from:
+            self._look_behind(lane)
         return task
 
     def _look_behind(self, lane: Lane) -> None:
         """Whether something that was sent after what has come back is still on its way."""
-        if lane.revoked_from and not (lane.inflight and lane.inflight[-1].sequence > lane.revoked_from):
+        if not (lane.inflight and lane.inflight[-1].sequence > lane.revoked_from):
             lane.revoked_from = 0
 
     def _put_back(self, tasks: list[Task]) -> None:

@@ -222,11 +222,11 @@ class Clerk:
             runner = task.runner
             self.note(task, 0, 0 if runner is None else runner.worker.pid, status)
 
-    def note(self, task: Task, duration_us: int, pid: int, status: int) -> None:
-        """A task has ended in a worker."""
+    def note(self, task: Task, duration_us: int, pid: int, status: int, at_ns: int = 0) -> None:
+        """A task has ended in a worker: now, if `at_ns` does not say when."""
         self.history.events.append(
-            (task.name or task.callable.name, getattr(task.sink, "id", 0), task.submitted_ns, now_ns(), duration_us,
-             pid, status, task.group.keeps_order)
+            (task.name or task.callable.name, getattr(task.sink, "id", 0), task.submitted_ns, at_ns or now_ns(),
+             duration_us, pid, status, task.group.keeps_order)
         )  # fmt: skip
 
     # -- from workers ----------------------------------------------------------------------------

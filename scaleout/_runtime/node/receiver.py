@@ -10,6 +10,7 @@ import marshal
 from functools import partial
 
 from scaleout._runtime.base import limits
+from scaleout._runtime.node.history import now_ns
 from scaleout._runtime.node.stored import Referring
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
@@ -55,6 +56,7 @@ class Receiver:
         """`data` was read from the worker's link, and begins at a frame's start."""
         lane = peer.lane
         core = peer.group.core
+        at_ns = 0
         position, end = 0, len(data)
         while end - position >= HEADER_BYTES:
             length, kind, flag, aux, number = unpack_header(data, position)
@@ -70,7 +72,8 @@ class Receiver:
                 task = core.finished(lane, number, aux)
                 if task is not None:
                     if task.submitted_ns:
-                        self._clerk.note(task, aux, peer.pid, flag & STATUS_MASK)
+                        at_ns = at_ns or now_ns()  # all that is in `data` has come now
+                        self._clerk.note(task, aux, peer.pid, flag & STATUS_MASK, at_ns)
                     payload: Any = data[start:following]
                     if flag:
                         payload = self._unusual(peer, flag, payload, task.sink)
