@@ -16,6 +16,7 @@ import pytest
 
 from scaleout import errors
 from scaleout import multiprocessing as mp
+from scaleout._runtime.base import limits
 from scaleout.multiprocessing import Pool
 
 
@@ -97,6 +98,16 @@ class TestCalls:
             pool.join()
             assert sorted(seen) == list(range(20))
             assert other.apply(abs, (-1,)) == 1
+
+    def test_who_submits_without_a_pause_does_not_keep_the_runtime_from_its_work(self) -> None:
+        with Pool(2) as pool:
+            inbox = pool._group._owner.reactor.inbox
+            unseen, results = [], []
+            for value in range(3000):
+                results.append(pool.apply_async(abs, (-value,)))
+                unseen.append(len(inbox))
+            assert max(unseen) <= limits.UNSEEN_TASKS
+            assert [result.get(30) for result in results] == list(range(3000))
 
     def test_arguments_are_taken_at_the_call(self) -> None:
         with Pool(1) as pool:

@@ -263,12 +263,19 @@ LOOKS_FOR_SIGNALS = {
 }
 
 
+def is_in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 class Injector:
     """Raises at the `position`th opcode of the main thread, in frames of ours, at which a signal handler could.
 
     Those are the ones after an opcode that looks for signals: calls, backward jumps, function starts. Nowhere else does
     the interpreter run a handler, above all not between the entry of a `with` and its first opcode, nor at its exit
-    before `__exit__` is called; no `with lock:` would survive that.
+    before `__exit__` is called; no `with lock:` would survive that. Nor in a finalizer, which runs wherever garbage
+    happens to be collected: what is raised in it reaches nobody, Python prints it and goes on.
     """
 
     def __init__(self, position: int, kind: type[BaseException]) -> None:
@@ -289,7 +296,7 @@ class Injector:
         return last in LOOKS_FOR_SIGNALS
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        if "/scaleout/" not in frame.f_code.co_filename:
+        if event == "call" and ("/scaleout/" not in frame.f_code.co_filename or is_in_finalizer(frame)):
             return None
         frame.f_trace = self._trace  # or 3.13 does not take notice of the next line
         frame.f_trace_opcodes = True

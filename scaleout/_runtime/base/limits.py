@@ -41,6 +41,9 @@ FEED_TASKS = 4096
 EAGER_ITEMS = 20_000
 """A sized sequence up to this long is submitted at once by the caller; a longer one gets a feeder thread."""
 
+UNSEEN_TASKS = 100
+"""Tasks that a thread submits before it lets the reactor see them: a turn costs about as much as ten of them."""
+
 LONGEST_WAIT_SECONDS = 86_400.0
 """No timer is set further ahead: `epoll` takes milliseconds in 31 bits. Whoever is woken early looks again."""
 

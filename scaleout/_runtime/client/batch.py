@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from scaleout._runtime.core.tasks import Profile
     from scaleout._runtime.node.objects import ObjectTable, Place
-
-HAND_OVER_SECONDS = 0.0005
-"""A map that pickles for longer lets the reactor run in between."""
 
 
 class Batch:
@@ -33,16 +28,10 @@ class Batch:
         self._limited = limited
         self._shared = shared
         self._share = shared.place_of if shared is not None else None
-        self._handed_over_at = time.monotonic()
 
     def submit(self, index: int, value: Any) -> None:
         record, how, sink, profile = self._fixed
-        group = self._group
-        group.submit(record, how, value, sink, index, profile, self._share, self._limited)
-        now = time.monotonic()
-        if now - self._handed_over_at > HAND_OVER_SECONDS:
-            group.hand_over()
-            self._handed_over_at = time.monotonic()
+        self._group.submit(record, how, value, sink, index, profile, self._share, self._limited)
 
     def end(self) -> None:
         """All is submitted: what is shared now lives by the calls that use it."""

@@ -276,7 +276,9 @@ class GroupHandle:
         self._group = group
         self._objects = owner.objects
         self._encode = encoder.encode
-        self._post = self.start = owner.reactor.post
+        self._post = owner.reactor.post
+        self.start = owner.reactor.post_task
+        self._catch_up = owner.reactor.catch_up
         self._pid = session.pid
         self.put_callback = group.callbacks.put
         self.is_open = False  # announced, and not closed: whoever drops the handle has left the group behind
@@ -322,7 +324,7 @@ class GroupHandle:
             self.fail(sink, index, error)
             return
         if limited is None:
-            self._post(task)
+            self.start(task)
         else:
             self.start_limited(task, limited)
 
@@ -398,14 +400,6 @@ class GroupHandle:
         """Deliver a failure that was found before the call could be queued."""
         self._post(partial(sink.deliver, index, frames.ARGUMENT_NOT_PICKLED, error))
 
-    def hand_over(self) -> None:
-        """Wait until the reactor has sent what was submitted so far. A thread that pickles without a pause would
-        otherwise keep the interpreter lock for 5 ms at a time, and the workers idle."""
-        done = threading.Lock()
-        done.acquire()
-        self._post(done.release)
-        done.acquire(True, 1.0)
-
     def post(self, function: Callable[[], None]) -> None:
         """Run on the runtime's thread, after everything submitted so far. Must be quick, and no user code."""
         self._post(function)
@@ -443,7 +437,7 @@ class GroupHandle:
     @property
     def serving_workers(self) -> list[Peer]:
         """The workers that take tasks, or soon will, as of all that this thread has asked for so far."""
-        self.hand_over()
+        self._catch_up()
         return [peer for peer in list(self._group.peers) if peer.lane.state in SERVING]
 
     def resize(self, size: int) -> None:

@@ -114,9 +114,6 @@ class InlineGroup:
     ) -> Batch:
         return Batch(self, record, how, sink, profile)
 
-    def hand_over(self) -> None:
-        pass
-
     def fail(self, sink: Any, index: int, error: BaseException) -> None:
         sink.deliver(index, frames.ARGUMENT_NOT_PICKLED, error)
 

@@ -51,6 +51,7 @@ class OwnerClient:
         slots.namespace = namespace
         self.namespace = namespace
         self._post = owner.reactor.post
+        self._post_task = owner.reactor.post_task
         self._encode = session.encode
         self._new_id = owner.clerk.new_id  # one row of numbers for all objects of this owner
         self._has_made = owner.clerk.has_made
@@ -122,13 +123,13 @@ class OwnerClient:
             )
             if is_method:
                 group.lent = ()  # or a later call might overtake this one
-            self._post(partial(self._owner.clerk.submit, task))
+            self._post_task(partial(self._owner.clerk.submit, task))
         else:
             self._submitted += 1
             if not group.lent or not options.is_plain or not self._send_directly(group, task, sink):
                 if is_method:
                     group.lent = ()
-                self._post(task if not task.priority else partial(self._enqueue, task))
+                self._post_task(task if not task.priority else partial(self._enqueue, task))
         if options.timeout_s is not None:
             self._post(partial(self._owner.canceller.limit, task, options.timeout_s))
         return answer

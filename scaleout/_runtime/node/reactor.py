@@ -16,6 +16,8 @@ import threading
 import time
 from collections import deque
 
+from scaleout._runtime.base import limits
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +66,24 @@ class Reactor:
         self.inbox.append(item)
         if self.is_asleep:
             self.wake()
+
+    def post_task(self, task: Any) -> None:
+        """`post` for threads that submit, and may wait: one that submits without a pause keeps the interpreter lock for
+        5 ms at a time, and the workers idle. With so many not even looked at, it lets the reactor run."""
+        self.inbox.append(task)
+        if self.is_asleep:
+            self.wake()
+        elif len(self.inbox) >= limits.UNSEEN_TASKS:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Any thread: wait until the reactor has seen what was posted so far."""
+        if threading.current_thread() is self.thread:  # a finalizer of the user's that submits
+            return
+        done = threading.Lock()
+        done.acquire()
+        self.post(done.release)
+        done.acquire(True, 1.0)
 
     def wake(self) -> None:
         if self.is_over:
