@@ -289,6 +289,31 @@ def million(setting: Setting) -> Iterator[Sample]:
     yield {"x": many_s / few_s, "kb": kilobytes}
 
 
+def history(setting: Setting) -> Iterator[Sample]:
+    """What is written down of each task, for `list_tasks` and `timeline`: its share of what a task takes."""
+    from scaleout._runtime import session
+    from scaleout._runtime.node.history import now_ns
+
+    api = started(setting)
+    call = api.remote(negate)
+    count = setting.size(5000, 500)
+    clerk = session.default_client()._owner.clerk
+    noted: list[Any] = []
+    note = clerk.note
+    clerk.note = lambda *facts: noted.append(facts)
+    api.get([call.remote(i) for i in range(10)])
+    clerk.note = note
+    while True:
+        start = time.perf_counter()
+        api.get([call.remote(i) for i in range(count)])
+        tasks_s = time.perf_counter() - start
+        start = time.perf_counter()
+        for _ in range(count):
+            now_ns()  # when it was submitted
+            note(*noted[-1])
+        yield {"x": (time.perf_counter() - start) / tasks_s}
+
+
 def recursion(setting: Setting) -> Iterator[Sample]:
     api = started(setting)
     depth = setting.size(500, 50)
@@ -359,6 +384,12 @@ EXPERIMENTS = (
         "recursion",
         recursion,
         (Row("recursion", "a task that waits for a task that waits ..., 500 deep", "s", 3.0, ()),),
+        contenders=(SCALEOUT,),
+    ),
+    Experiment(
+        "history",
+        history,
+        (Row("history", "what the history adds to a task, as a share of its time", "x", 0.05, (), metric="x"),),
         contenders=(SCALEOUT,),
     ),
     Experiment(

@@ -53,6 +53,7 @@ class Story:
         if is_ready:
             assert self.ready() == [("send", 0, ["create"])]
             self.finish(1)
+            self.carry_out()
 
     @property
     def lane(self) -> Lane:
@@ -146,7 +147,7 @@ class TestLife:
     def test_a_death_without_restarts_is_the_end(self) -> None:
         story = Story()
         story.submit(make_call(0), make_call(1))
-        assert story.die(claimed=2) == [("dead", [0, 1]), ("forget", ["create"])]
+        assert story.die(claimed=2) == [("dead", [0, 1])]
         assert story.box.state == DEAD
         story.box.refill()
         assert story.carry_out() == []
@@ -158,17 +159,26 @@ class TestLife:
         assert (story.box.state, story.box.deaths, story.box.restarts_left) == (CREATING, 1, 0)
         assert story.ready() == [("send", 1, ["create", 1])]
         story.finish(1)
-        assert story.die(claimed=1) == [("dead", [1]), ("forget", ["create"])]
+        assert story.carry_out() == [("forget", ["create"])]  # it will not be started again
+        assert story.die(claimed=1) == [("dead", [1])]
 
     def test_a_death_that_is_nobody_s_fault_costs_no_restart(self) -> None:
-        story = Story(task_retries=1)
+        story = Story(restarts=1, task_retries=1)
         task = make_call(0)
         story.submit(task)
         assert story.die(claimed=2, is_charged=False) == [("start", 1)]
         assert (task.attempts, story.ready()) == (0, [("send", 1, ["create", 0])])
+        assert story.box.restarts_left == 1
+
+    def test_without_restarts_a_state_that_is_gone_is_not_made_anew_whoever_is_to_blame(self) -> None:
+        story = Story()
+        story.submit(make_call(0))
+        assert story.die(claimed=2, is_charged=False) == [("dead", [0])]
+        log = Story(keeps_log=True)  # this state can be brought back
+        assert log.die(claimed=1, is_charged=False) == [("start", 1)]
 
     def test_without_retries_a_call_begins_at_most_once_whoever_is_to_blame(self) -> None:
-        story = Story(task_retries=0)
+        story = Story(restarts=1, task_retries=0)
         story.submit(make_call(0), make_call(1))
         assert story.die(claimed=2, is_charged=False) == [("lost", [0]), ("start", 1)]
         assert story.ready() == [("send", 1, ["create", 1])]
@@ -260,7 +270,7 @@ class TestLife:
         assert story.pump() == []
         story.finish(2)
         assert story.pump() == [("retire", 0)]
-        assert story.die(claimed=2) == [("dead", []), ("forget", ["create"])]
+        assert story.die(claimed=2) == [("dead", [])]
 
     def test_closing_waits_for_what_waits(self) -> None:
         story = Story()
@@ -810,6 +820,7 @@ class Calling(RuleBasedStateMachine):
         if lane.state != LANE_DEAD:
             for call in calls:
                 assert call.index not in self.let_go, f"call {call.index} is sent, and its arguments are gone"
+                assert not self.forgotten[call], f"call {call.index} is sent, and it was forgotten"
                 self.process_of(lane).unread.append((call.sequence, call))
 
     def do_retire(self, lane: Lane) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import Fault, note, notes, wait_until
+from faults import Fault, is_gone, note, notes, wait_until
 
 import scaleout
 from scaleout import errors
@@ -369,6 +369,42 @@ def test_an_actor_that_cannot_take_its_checkpoint_back_is_dead() -> None:
     error = dies_with(actor.pid.remote())
     assert "Forgetful is dead: its load_checkpoint raised" in str(error)
     assert isinstance(error.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(("policy", "log_after"), [("raise", None), ("restart", []), ("replay", [1])])
+def test_no_state_is_lost_unnoticed_when_the_runtimes_own_process_dies(policy: str, log_after: Any) -> None:
+    log = Log.options(**({} if policy == "raise" else {"on_failure": policy, "max_restarts": 1})).remote()
+    assert scaleout.get(log.add.remote(1)) == [1]
+    pid = scaleout.get(log.pid.remote())
+    os.kill(references.client._owner.keeper.host.pid, signal.SIGKILL)
+    wait_until(lambda: is_gone(pid))
+    if log_after is None:
+        with pytest.raises(errors.ActorDiedError):
+            scaleout.get(log.get.remote(), timeout=60)
+    else:
+        assert scaleout.get(log.get.remote(), timeout=60) == log_after
+
+
+def test_what_the_constructor_was_given_is_kept_while_it_may_be_called_again() -> None:
+    class Sizer:
+        def __init__(self, data: bytes) -> None:
+            self.size = len(data)
+
+        def look(self) -> tuple[int, int]:
+            return self.size, os.getpid()
+
+    kept = references.client._owner.objects.ranges._uses
+    sizer, data = scaleout.remote(Sizer), bytes(1_000_000)
+    once = sizer.remote(data)
+    assert scaleout.get(once.look.remote())[0] == len(data)
+    wait_until(lambda: not kept)
+    once_more = sizer.options(on_failure="restart", max_restarts=1).remote(data)
+    size, pid = scaleout.get(once_more.look.remote())
+    assert kept
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_gone(pid))
+    assert scaleout.get(once_more.look.remote(), timeout=60)[0] == size
+    wait_until(lambda: not kept)
 
 
 # -- names and ends ------------------------------------------------------------------------------

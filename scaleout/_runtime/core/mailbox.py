@@ -14,7 +14,8 @@ To the owner a mailbox looks like a `dispatch.Group` with one lane, with the sam
     ("forget", tasks)               these are not sent again: what was kept for that can go
 
 What a death costs: calls that had begun are charged. They fail, unless they may be retried (`max_task_retries`); what
-had been sent and not begun is sent again if the actor is started again (`restarts_left`, -1: always). With a *log*
+had been sent and not begun is sent again if the actor is started again (`restarts_left`, -1: always). A death that is
+not charged (it was the zygote's) costs no restart, but an actor that has none is dead by it too. With a *log*
 (`keeps_log`) the actor is brought back to where it was: what it did since its last checkpoint is done again, in the
 same order, before anything else; results that were delivered are not delivered again. Such a call stays FINISHED while
 it is done again, so that nobody takes it for one that can still be cancelled or run out of time.
@@ -134,6 +135,9 @@ class Mailbox:
             self.state = ALIVE
             self.creation_deaths = 0
             self.story.append(("created",))
+            if not self._may_start_again(is_charged=False):
+                self._keeps_creation = False
+                self.effects.append(("forget", [task]))
         is_wanted = task.state != FINISHED
         if self.keeps_log and not self._starts(task):
             # What a call held was let go when it was dropped: without stored arguments it can be made again even so.
@@ -323,7 +327,7 @@ class Mailbox:
                 self.initializer_failed()
         elif self.state == CREATING and is_charged and self._died_in_constructor(held):
             return
-        may_restart = not self.is_broken and (self.restarts_left != 0 or not is_charged) and not self._is_over(held)
+        may_restart = not self.is_broken and self._may_start_again(is_charged) and not self._is_over(held)
         lost = []
         again = []
         for task in held:
@@ -354,6 +358,10 @@ class Mailbox:
             self._replay()
         self.state = CREATING
         self.refill()
+
+    def _may_start_again(self, is_charged: bool) -> bool:
+        """Whoever is to blame: without restarts, an actor whose state is gone must not go on as if it were not."""
+        return self.restarts_left != 0 or (not is_charged and (self.keeps_log or self.state == CREATING))
 
     def _is_used_up(self, task: Task, is_charged: bool) -> bool:
         """Whether a call that had begun when the process died is not to be made again."""
@@ -434,7 +442,8 @@ class Mailbox:
             forgotten.append(self.creation)
         if self.restart is not None:
             forgotten.append(self.restart)
-        self.effects.append(("forget", forgotten))
+        if forgotten:
+            self.effects.append(("forget", forgotten))
         self.log.clear()
         self.replaying.clear()
         for lane in self.lanes:
