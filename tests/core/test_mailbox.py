@@ -411,7 +411,7 @@ class TestOrder:
         story.box.undecodable(story.lane, 1)
         assert story.box.gave_up(story.creation)
         story.box.creation_failed()
-        assert story.carry_out() == [("dead", []), ("forget", []), ("kill_worker", 0)]
+        assert story.carry_out() == [("dead", []), ("kill_worker", 0)]
 
 
 class TestUnwanted:

@@ -393,6 +393,7 @@ def test_what_the_constructor_was_given_is_kept_while_it_may_be_called_again() -
         def look(self) -> tuple[int, int]:
             return self.size, os.getpid()
 
+    scaleout.init()
     kept = references.client._owner.objects.ranges._uses
     sizer, data = scaleout.remote(Sizer), bytes(1_000_000)
     once = sizer.remote(data)
