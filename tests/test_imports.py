@@ -13,9 +13,13 @@ HEAVY = [
     "ctypes",
     "grpc",
     "joblib",
+    "json",
+    "multiprocessing.pool",
     "numpy",
     "psutil",
     "pyarrow",
+    "tempfile",
+    "typing",
 ]
 
 # What the interpreter loads by itself (a .pth file in site-packages may do anything) is not ours to answer for.

@@ -432,6 +432,8 @@ def _end_group(group: Any) -> None:
 
 def __getattr__(name: str) -> Any:
     """The names of `multiprocessing.pool` that are not ours: ThreadPool, RemoteTraceback, MaybeEncodingError, ..."""
+    if name.startswith("__"):  # every `from ... import` asks for `__path__`, and that module takes as long as a Pool
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from multiprocessing import pool
 
     return getattr(pool, name)

@@ -11,7 +11,6 @@ from functools import partial
 
 from scaleout._runtime.base import limits, this_process
 from scaleout._runtime.client.batch import Batch, SharedBuffers
-from scaleout._runtime.client.compared import ComparedBuffers
 from scaleout._runtime.core.dispatch import SERVING, Group
 from scaleout._runtime.core.tasks import Profile, Task
 from scaleout._runtime.node import canceller, host
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from scaleout._runtime.base.settings import Settings
+    from scaleout._runtime.client.compared import ComparedBuffers
     from scaleout._runtime.node.callables import CallableRecord, CallableTable
     from scaleout._runtime.node.host import Host
     from scaleout._runtime.node.objects import ObjectTable
@@ -394,6 +394,8 @@ class GroupHandle:
 
     def compared_buffers(self, kept_calls: int) -> ComparedBuffers:
         """For calls that are submitted one by one: its `place_of` is a `share` for `submit`."""
+        from scaleout._runtime.client.compared import ComparedBuffers
+
         return ComparedBuffers(self._objects, kept_calls)
 
     def fail(self, sink: Any, index: int, error: BaseException) -> None:

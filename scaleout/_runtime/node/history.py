@@ -6,7 +6,6 @@ pid, status, whether it is a call of an actor). Times are of `time.monotonic_ns`
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import deque
@@ -41,6 +40,8 @@ def state_of(status: int) -> str:
 
 def write_trace(path: str, events: Iterable[tuple[Any, ...]], transfers: Iterable[tuple[Any, ...]]) -> int:
     """A file that chrome://tracing and Perfetto show; how many spans are in it."""
+    import json
+
     here = os.getpid()
     spans: list[dict[str, Any]] = []
 

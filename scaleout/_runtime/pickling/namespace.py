@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import sys
 import threading
 from importlib.machinery import ModuleSpec
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     Key = tuple[str, str]
 
-_CANNOT_GET = re.compile(r"Can't get attribute '([^']+)' on <module '([^']+)'")
+_CANNOT_GET = r"Can't get attribute '([^']+)' on <module '([^']+)'"
 
 
 def main_info() -> dict[str, Any]:
@@ -119,7 +118,9 @@ class Namespace:
         if isinstance(error, ModuleNotFoundError):
             return (error.name, "") if error.name else None
         if type(error) is AttributeError:
-            found = _CANNOT_GET.match(str(error))
+            import re
+
+            found = re.match(_CANNOT_GET, str(error))
             if found is not None:
                 return found[2], found[1].partition(".")[0]
         return None

@@ -39,15 +39,16 @@ import os
 import zlib
 from bisect import bisect_left, insort
 from collections import deque
-from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from scaleout._runtime.store import segment as files
 from scaleout._runtime.store.segment import Extent
 from scaleout.errors import ObjectLostError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 VERIFY_PIECE_BYTES = 1 << 20
 """Read at once when a checksum is verified."""

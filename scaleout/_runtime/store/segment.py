@@ -26,10 +26,11 @@ import functools
 import mmap
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
+    from typing import Any
 
 SEGMENT_BYTES = 64 << 30
 """Virtual size of a segment unless its allowance is larger: costs nothing until used, and leaves a process room to
@@ -52,13 +53,16 @@ _FALLOC_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 
 
-class SegmentFile(NamedTuple):
-    """A freshly made file without a name."""
+class SegmentFile:
+    """A freshly made file without a name. `must_reserve`: blocks have to be reserved before they are written
+    (`os.posix_fallocate`)."""
 
-    fd: int
-    size_bytes: int
-    must_reserve: bool
-    """Blocks have to be reserved before they are written (`os.posix_fallocate`)."""
+    __slots__ = ("fd", "must_reserve", "size_bytes")
+
+    def __init__(self, fd: int, size_bytes: int, *, must_reserve: bool) -> None:
+        self.fd = fd
+        self.size_bytes = size_bytes
+        self.must_reserve = must_reserve
 
 
 def round_to_pages(size_bytes: int) -> int:

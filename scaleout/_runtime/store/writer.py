@@ -24,13 +24,13 @@ import errno
 import os
 import zlib
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING
 
 from scaleout._runtime.core.allocator import OffsetAllocator
 from scaleout._runtime.store import segment as files
 from scaleout._runtime.store.segment import Extent
 from scaleout.errors import StoreFullError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable, Sequence
@@ -217,7 +217,7 @@ class _Segment:
 
     def __init__(self, file: files.SegmentFile) -> None:
         self.segment_id = (int.from_bytes(os.urandom(8), "little") >> 1) or 1
-        self.fd, self.size_bytes, self._must_reserve = file
+        self.fd, self.size_bytes, self._must_reserve = file.fd, file.size_bytes, file.must_reserve
         self.ranges = OffsetAllocator(self.size_bytes, files.PAGE_BYTES)
         self.warm_offsets: set[int] = set()
         """Ranges in use that were wholly warm when they were handed out: written through the mapping."""
