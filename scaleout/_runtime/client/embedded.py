@@ -136,15 +136,16 @@ class EmbeddedSession:
         if self._owner is None:
             if self.is_closed:
                 raise RuntimeError("cannot start workers: the session is closed, the interpreter is shutting down")
-            host, self._parked = self._parked, None
+            host = self._parked  # and stays it until the owner has started
             if host is not None and not host.is_alive():
+                self._parked = None
                 host.close()
                 host = None
             owner = Owner(self.settings, self.encoder, self.book, host)
             owner.on_idle = partial(self._owner_idle, owner)
             owner.clerk.on_first = preload_client
             owner.start()
-            self._owner = owner
+            self._owner, self._parked = owner, None
         return self._owner
 
     @property

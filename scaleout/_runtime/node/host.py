@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 
 from scaleout._runtime.base import context, limits
 from scaleout._runtime.wire import frames
@@ -31,11 +32,16 @@ preloaded_modules: list[str] = []
 
 
 class Host:
-    """A channel to a zygote. `pid` is 0 where the zygote is not ours."""
+    """A channel to a zygote."""
 
-    def __init__(self, link: Link, pid: int) -> None:
+    def __init__(self, link: Link) -> None:
         self.link = link
-        self.pid = pid
+        self._pids: list[int] = []  # the zygote's, if it is ours
+
+    @property
+    def pid(self) -> int:
+        """The zygote's; 0 if it is not ours."""
+        return self._pids[0] if self._pids else 0
 
     @classmethod
     def start(cls) -> Host:
@@ -43,15 +49,15 @@ class Host:
         if context.current is not None:
             sock = context.current.open_channel()
             sock.setblocking(False)
-            return cls(Link(sock), 0)
+            return cls(Link(sock))
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
-            host = cls(Link(ours), 0)
+            host = cls(Link(ours))
             try:
-                host.pid = _spawn_zygote(theirs.fileno())
+                _spawn_zygote(theirs.fileno(), host._pids)
             except BaseException:
-                host.link.close()
+                host.close()
                 raise
         return host
 
@@ -92,17 +98,15 @@ class Host:
     def close(self) -> None:
         """Ends the zygote and all its workers, or in a worker all that this owner started."""
         self.link.close()
-        if self.pid:
-            pid, self.pid = self.pid, 0
-            _reap(pid, 0)
+        while self._pids:
+            _reap(self._pids.pop(), 0)
         for pid in list(_left_behind):
             if _reap(pid, os.WNOHANG):
                 _left_behind.remove(pid)
 
     def __del__(self) -> None:
         """A signal handler raised before anybody had it. The zygote ends with the link; it is reaped later."""
-        if self.pid:
-            _left_behind.append(self.pid)
+        _left_behind.extend(self._pids)
 
 
 _left_behind: list[int] = []
@@ -143,8 +147,9 @@ def _output_fd(number: int) -> int:
     return number
 
 
-def _spawn_zygote(channel_fd: int) -> int:
-    """Start the zygote with `channel_fd` as its fd 3; returns its pid.
+def _spawn_zygote(channel_fd: int, pids: list[int]) -> None:
+    """Start the zygote with `channel_fd` as its fd 3; its pid goes into the list, in a single call that C runs: between
+    its start and that a signal handler could raise otherwise, and nobody would ever wait for it.
 
     Not `-m`: that would put the working directory first on the path. SIGINT is blocked from the first instruction on.
     """
@@ -166,14 +171,13 @@ def _spawn_zygote(channel_fd: int) -> int:
             if _output_fd(number) < 0:
                 actions.append((os.POSIX_SPAWN_DUP2, null, number))
         actions.append((os.POSIX_SPAWN_DUP2, source, CHANNEL_FD))
-        return os.posix_spawn(
-            sys.executable,
-            arguments,
-            os.environ,
+        spawn = partial(
+            os.posix_spawn,
             file_actions=actions,
             setsigmask=[signal.SIGINT],
             setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE],
         )
+        pids.extend(map(spawn, (sys.executable,), (arguments,), (os.environ,)))
     finally:
         os.close(null)
         os.close(source)

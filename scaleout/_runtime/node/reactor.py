@@ -10,6 +10,7 @@ Not here: what is posted, what arrives, and what is sent. The reactor knows link
 from __future__ import annotations
 
 import heapq
+import itertools
 import os
 import select
 import threading
@@ -34,6 +35,7 @@ class Reactor:
     what it leaves queued on links is sent then."""
 
     _wake_fd = _wake_write_fd = -1
+    _wake_fds: Any = ()
 
     def __init__(
         self, name: str, serve: Callable[[Any], None], settle: Callable[[], None], at_end: Callable[[], None]
@@ -50,7 +52,9 @@ class Reactor:
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._timer_count = 0
         self._poller = _Poller()
-        self._wake_fd, self._wake_write_fd = _wake_pair()
+        self._wake_fds = []
+        _open_wake_fds(self._wake_fds)
+        self._wake_fd, self._wake_write_fd = self._wake_fds[0], self._wake_fds[-1]
         self._poller.register(self._wake_fd, READABLE)
         self.failure: BaseException | None = None
         self.is_over = False  # the thread has ended
@@ -212,9 +216,9 @@ class Reactor:
         self._close_wake_fds()
 
     def _close_wake_fds(self) -> None:
-        fds, self._wake_fd, self._wake_write_fd = {self._wake_fd, self._wake_write_fd}, -1, -1
-        for fd in fds - {-1}:
-            os.close(fd)
+        self._wake_fd = self._wake_write_fd = -1
+        while self._wake_fds:
+            os.close(self._wake_fds.pop())
 
     __del__ = _close_wake_fds  # a signal handler raised before the thread was started
 
@@ -254,13 +258,14 @@ class _Poller:
             self._poll.close()
 
 
-def _wake_pair() -> tuple[int, int]:
+def _open_wake_fds(fds: list[int]) -> None:
+    """One to read and one to write, or one that is both. In a single call that C runs from the opening to the list:
+    nowhere in between could a signal handler raise, and leave behind what nobody knows."""
     if hasattr(os, "eventfd"):
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        return fd, fd
-    if hasattr(os, "pipe2"):
-        return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    read_fd, write_fd = os.pipe()  # pragma: no cover - macOS
-    os.set_blocking(read_fd, False)
-    os.set_blocking(write_fd, False)
-    return read_fd, write_fd
+        fds.extend(map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,)))
+    elif hasattr(os, "pipe2"):
+        fds.extend(itertools.chain.from_iterable(map(os.pipe2, (os.O_CLOEXEC | os.O_NONBLOCK,))))
+    else:  # pragma: no cover - macOS
+        fds.extend(os.pipe())
+        for fd in fds:
+            os.set_blocking(fd, False)
