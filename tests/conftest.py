@@ -20,6 +20,7 @@ import faulthandler
 import gc
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -53,6 +54,8 @@ hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what is to run in the background like this
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # or no test could interrupt anything
     os.environ[MARK_NAME] = f"{os.getpid()}-{time.monotonic_ns()}"
     # pytest is not capturing at this moment, so this is the real stderr: a dump must not end in a capture file that
     # dies with us.

@@ -352,7 +352,7 @@ class GroupHandle:
     def start_limited(self, task: Task, limited: Limits) -> None:
         """Queue a call with limits of its own."""
         timeout_s, task.max_retries = limited
-        self._post(partial(self._owner.serve_limited, task, timeout_s))
+        self.start(partial(self._owner.serve_limited, task, timeout_s))
 
     def cancel(self, task: Task) -> bool:
         """True if no worker has started the task, and none will: its sink has been told CANCELLED."""

@@ -535,13 +535,14 @@ class OwnerClient:
         groups += [record.group for record in list(owner.actors.all)]
         for group in groups:
             self._post(partial(owner.terminate_group, group))
-        if threading.current_thread() is owner.reactor.thread or owner.errands.is_current:
-            return
-        for group in groups:
-            group.has_ended.wait()
+        is_runtimes = threading.current_thread() is owner.reactor.thread or owner.errands.is_current
+        if not is_runtimes:
+            for group in groups:
+                group.has_ended.wait()
         self._callbacks.put(None)
-        self._callbacks.join()
-        owner.join_if_over()
+        if not is_runtimes:
+            self._callbacks.join()
+            owner.join_if_over()
 
 
 class _Countdown:

@@ -497,7 +497,8 @@ class Mailbox:
     def taken_over(self, lane: Lane, task: Task) -> None:
         task.state = lifecycle.ON_ASSIGN[task.state]
         task.runner = lane
-        self._number(task)
+        if not task.order:
+            self._number(task)
         lane.inflight.append(task)
         lane.bytes_inflight += task.size_bytes
         self.busy = 1
@@ -583,9 +584,8 @@ class Mailbox:
         self.effects.append(("send", lane, batch))
 
     def _number(self, task: Task) -> None:
-        if not task.order:
-            self._sent += 1
-            task.order = self._sent
+        self._sent += 1
+        task.order = self._sent
 
     def _choose(self, room: int, size: int) -> list[Task]:
         """The calls that may go, where some wait for values: those of callers that none of theirs holds back."""

@@ -39,9 +39,10 @@ class CallbackThread:
                 if self._is_ending:
                     self._queue.append(None)
                     self._ready.release()
+                thread = threading.Thread(target=self._run, name="scaleout-callbacks", daemon=True)
+                thread.start()
+                self._thread = thread
                 self.is_running = True
-                self._thread = threading.Thread(target=self._run, name="scaleout-callbacks", daemon=True)
-                self._thread.start()
 
     @property
     def is_current(self) -> bool:

@@ -99,7 +99,8 @@ class Host:
         """Ends the zygote and all its workers, or in a worker all that this owner started."""
         self.link.close()
         while self._pids:
-            _reap(self._pids.pop(), 0)
+            _reap(self._pids[-1], 0)
+            self._pids.pop()
         for pid in list(_left_behind):
             if _reap(pid, os.WNOHANG):
                 _left_behind.remove(pid)
