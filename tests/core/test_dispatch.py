@@ -304,6 +304,21 @@ def test_workers_that_have_served_their_time_are_replaced_one_for_one() -> None:
     assert ("send", 2, [2]) in story.pump() or ("send", 3, [2]) in story.log
 
 
+def test_workers_that_take_long_to_leave_do_not_pile_up() -> None:
+    story = Story(2, tasks_per_worker=1)
+    story.ready(0, 1)
+    story.submit(*(make_task(i) for i in range(6)))
+    story.ready(2, 3)
+    story.finish(0, 1)
+    story.finish(1, 1)
+    assert [name for name, *_ in story.pump()] == ["send", "retire", "send", "retire"]  # and nobody is started
+    for number in (2, 3):
+        story.finish(number, 1)
+    assert (story.pump(), len(story.group.lanes)) == ([], 4)
+    assert ("start", 1) not in story.die(0, claimed=1) + story.die(1, claimed=1)
+    assert ("start", 1) in story.die(2, claimed=1)
+
+
 def test_chunks_beyond_what_a_worker_has_left_are_not_sent() -> None:
     story = Story(1, tasks_per_worker=3)
     story.ready(0)
@@ -1001,7 +1016,8 @@ class Dispatching(RuleBasedStateMachine):
             return
         for _ in range(3000):
             if len(self.ended) == len(self.tasks) and not self.group.has_work:
-                break
+                if not any(self.may_leave(worker) for worker in self.workers):  # they may be in the way of others
+                    break
             self.heal()
             for task in self.away:
                 self.group.resubmitted(task)

@@ -125,6 +125,23 @@ def test_cancelling_a_call_that_has_been_sent() -> None:
         assert executor.submit(abs, -6).result() == 6
 
 
+def test_cancelling_a_call_whose_answer_another_thread_reads(tmp_path: Path) -> None:
+    with ScaleoutExecutor(1) as executor:
+        os.mkfifo(tmp_path / "gate")
+        executor.submit(append, os.devnull, "").result()
+        future = submit_directly_once(executor, append, str(tmp_path / "gate"), "")
+        read: list[Any] = []
+        reader = threading.Thread(target=lambda: read.append(future.exception()))
+        reader.start()
+        wait_until(lambda: future._call.readers)
+        assert not future.cancel()
+        with open(tmp_path / "gate"):
+            pass
+        reader.join(DEADLINE_S)
+        assert read == [None]
+        assert executor.submit(abs, -3).result(DEADLINE_S) == 3
+
+
 def test_a_call_nobody_looks_at_is_made(tmp_path: Path) -> None:
     path = tmp_path / "made"
     with ScaleoutExecutor(1) as executor:

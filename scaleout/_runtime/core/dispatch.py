@@ -281,8 +281,10 @@ class Group:
             return None
         if task in self.away:
             self.away.remove(task)
-        else:
+        elif task in self.ready:
             self._remove_from_ready(task)
+        else:
+            return False  # somebody makes it directly
         task.state = lifecycle.ON_DROP[task.state]
         return True
 
@@ -366,6 +368,8 @@ class Group:
             missing -= sum(1 for lane in self.lanes if lane.state == RETIRING)
             idle = sum(1 for lane in self.lanes if lane.state in SERVING and not lane.inflight)
             missing = min(missing, len(self.ready) - self.asked - idle)
+        else:  # who runs its last task has a successor already; who has done it must be gone before there is one more
+            missing -= sum(1 for lane in self.lanes if lane.state == RETIRING and not lane.inflight)
         if self.most is not None:
             missing = min(missing, self.most - self.asked - self._serving())
         if missing > 0:
