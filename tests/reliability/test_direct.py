@@ -80,6 +80,16 @@ def test_a_direct_call_does_not_hold_up_others() -> None:
         caller.join()
 
 
+def test_who_calls_without_a_pause_does_not_keep_a_worker_that_is_wanted() -> None:
+    """The only worker is lent; between two calls of its borrower there is no time to take it back."""
+    with Pool(1) as pool:
+        lend(pool)
+        other = pool.apply_async(abs, (-2,))
+        for _ in range(100):  # as soon as the reactor has run once, the next goes behind `other`
+            assert pool.apply(abs, (-1,)) == 1
+        assert other.ready()
+
+
 def test_sixteen_threads_call_in_turn() -> None:
     wrong = []
 

@@ -118,6 +118,8 @@ class DirectCall:
         record: Any = task.callable
         for peer in self._peers:
             claims = peer.line.claims
+            if peer.lane.is_wanted:
+                continue  # or whoever calls without a pause would keep it from the reactor for ever
             if record.id not in peer.known_callables or not peer.known_definitions.issuperset(record.needs):
                 continue
             is_mine = False

@@ -66,6 +66,7 @@ class Lender:
         peer: Peer = lane.worker
         if not peer.link.is_lent or not peer.link.is_open:
             return
+        lane.is_wanted = True  # before the claim is looked at: a caller that is done just now says so
         line = peer.line
         if line.take_for_reactor():
             self._take_back(peer)
@@ -76,7 +77,11 @@ class Lender:
         elif line.is_abandoned:
             self._give_up(peer)
         else:  # its holder says when it is done; unless an exception strikes it in the very act
-            self._reactor.call_later(limits.CLAIM_CHECK_SECONDS, partial(self.reclaim, group, lane))
+            self._reactor.call_later(limits.CLAIM_CHECK_SECONDS, partial(self._reclaim_if_wanted, group, lane))
+
+    def _reclaim_if_wanted(self, group: WorkerGroup, lane: Any) -> None:
+        if lane.is_wanted:  # and not lent anew since
+            self.reclaim(group, lane)
 
     def send_soon(self, peer: Peer) -> None:
         """What is queued for the worker is to be sent; if it is lent, have it back for that."""
