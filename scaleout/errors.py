@@ -30,6 +30,10 @@ class SettingsError(ScaleoutError, ValueError):
     """A SCALEOUT_* variable has a value that is not accepted."""
 
 
+class ClusterError(ScaleoutError, ConnectionError):
+    """A cluster cannot be started, joined or reached; the message says why, and what to do."""
+
+
 class TaskUnpicklingError(ScaleoutError):
     """A worker could not rebuild the function or the arguments of a call; the original error is the cause."""
 

@@ -93,6 +93,7 @@ __all__ = [
     "default_session",
     "dump_stacks",
     "is_inline",
+    "is_on_cluster",
     "outcome",
     "set_preload",
     "this_process",
@@ -141,6 +142,10 @@ def _open_session(overrides: dict[str, str] | None = None) -> EmbeddedSession:
         )
     if context.current is not None and context.current.in_bootstrap:
         raise RuntimeError(BOOTSTRAPPING)
+    if settings.address:
+        from scaleout._runtime.client.cluster import ClusterSession
+
+        return ClusterSession(settings)
     zygote = host.Host.start()
     try:
         from scaleout._runtime.client.embedded import EmbeddedSession
@@ -171,10 +176,18 @@ def set_preload(modules: list[str]) -> None:
 
 
 def cpu_count() -> int:
-    """How many CPUs this process may use, or SCALEOUT_NUM_CPUS."""
+    """How many CPUs this process may use, or SCALEOUT_NUM_CPUS; on a cluster, how many its nodes have."""
     if _session is not None:
         return _session.settings.num_cpus
-    return Settings.from_environ(os.environ).num_cpus
+    settings = Settings.from_environ(os.environ)
+    return default_session().settings.num_cpus if settings.address else settings.num_cpus
+
+
+def is_on_cluster() -> bool:
+    """Whether workers are those of a cluster's nodes: SCALEOUT_ADDRESS."""
+    if _session is not None:
+        return bool(_session.settings.address)
+    return bool(Settings.from_environ(os.environ).address)
 
 
 def is_inline() -> bool:

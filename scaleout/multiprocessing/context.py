@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.context as stdlib
 
-from scaleout._runtime.session import set_preload
+from scaleout._runtime.session import cpu_count, is_on_cluster, set_preload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ class ScaleoutContext(stdlib.SpawnContext):
         return Pool(processes, initializer, initargs, maxtasksperchild, context=self, max_retries=max_retries)
 
     def cpu_count(self) -> int:
-        """How many CPUs there are, as `os.cpu_count`; SCALEOUT_NUM_CPUS does not change it."""
-        return super().cpu_count()
+        """How many CPUs there are, as `os.cpu_count`; SCALEOUT_NUM_CPUS does not change it. On a cluster, those of its
+        nodes."""
+        return cpu_count() if is_on_cluster() else super().cpu_count()
 
     def get_context(self, method: str | None = None) -> Any:
         """This context for None and "spawn" (and, as workers are always started clean, for "fork" and "forkserver");

@@ -9,6 +9,9 @@ INLINE_BYTES = 64 * 1024
 FRAME_BYTES = 1 << 20
 """A body larger than this from a local process is a bug of ours, not data: nothing legitimate comes near it."""
 
+PIECE_BYTES = 256 * 1024
+"""Of a large value on a link between machines: what is small and comes after it in the queue waits for little more."""
+
 RECEIVE_BYTES = 64 * 1024
 """One receive: larger buffers cost more to allocate than the system calls they save (13 µs at 256 KiB, 1.3 at 64)."""
 
@@ -35,6 +38,9 @@ STALL_SECONDS = 0.003
 REVOKE_SETTLE_SECONDS = 0.001
 """Between storing `revoked_from` and loading `claimed`: far longer than a store takes to become visible."""
 
+WORDS_SECONDS = 0.01
+"""How soon a driver hears that a worker of another machine has begun a task: for `Future.running` and limits of time."""
+
 FEED_TASKS = 4096
 """Tasks of one lazy iterable that may wait undispatched; the feeder thread pauses above, so memory stays bounded."""
 
@@ -52,6 +58,25 @@ PARKED_SECONDS = 0.005
 
 CLAIM_CHECK_SECONDS = 0.05
 """How often the reactor looks whether the holder of a worker it wants back is still there."""
+
+# -- between machines ---------------------------------------------------------------------------
+DIAL_SECONDS = 5.0
+"""For a connection and its handshake. On a network where that is not enough, nothing here would be of use."""
+
+ADMISSIONS = 64
+"""Connections that have not shown yet who they are; more are closed."""
+
+NEWCOMER_BYTES = 4096
+"""What is read from somebody who has shown nothing yet. A certificate request has 500."""
+
+LINE_BYTES = 8192
+"""What a worker of another machine has printed goes to the driver line by line; a longer one in parts."""
+
+OUTPUT_BYTES_PER_SECOND = 1 << 20
+"""Of all that a driver's workers on one node print; the rest is dropped, and counted. Nobody reads faster."""
+
+RENEW_SECONDS = 1.0
+"""How often a node tells the head that it is there."""
 
 # -- supervision --------------------------------------------------------------------------------
 TERMINATE_GRACE_SECONDS = 0.5

@@ -86,8 +86,9 @@ def _writable_directory(text: str) -> str | None:
     return path if os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK) else None
 
 
-def _embedded_only(text: str) -> str | None:
-    return None
+def _address(text: str) -> str | None:
+    host, colon, port = text.rpartition(":")
+    return text if host and colon and _count(1, 65535)(port) else None
 
 
 # --- defaults that are measured on this machine
@@ -175,8 +176,8 @@ def _default_max_processes(values: dict[str, object]) -> int:
 VARIABLES = (
     Variable(
         "SCALEOUT_ADDRESS",
-        parse=_embedded_only,
-        accepts="clusters are not supported yet; leave it unset or empty to run on this machine",
+        parse=_address,
+        accepts="accepted is HOST:PORT of a node, as `scaleout start` prints it; unset or empty: this machine",
         default=lambda values: "",
         default_text="empty",
         reason="Empty is the embedded runtime: all work runs on this machine.",
@@ -246,6 +247,9 @@ VARIABLES = (
         reason="Most tasks in flight per worker: 64 short ones cover a round trip, more is only more to take back.",
     ),
 )
+OF_CLUSTERS = ("SCALEOUT_HOME", "SCALEOUT_CLUSTER", "SCALEOUT_TOKEN")
+"""Read where keys are kept and made (`cluster.places`, `client.cluster`), and nowhere shown: one of them is a secret."""
+
 _VARIABLE_OF_NAME = {variable.name: variable for variable in VARIABLES}
 
 
@@ -299,7 +303,7 @@ class Settings:
                     text = environ[name].strip()
                     if text:
                         values[variable.field] = _parsed(variable, text)
-                elif not name.startswith(INTERNAL_PREFIX):
+                elif not name.startswith(INTERNAL_PREFIX) and name not in OF_CLUSTERS:
                     unknown.append(name)
         for name in unknown:
             _warn_unknown(name)

@@ -110,7 +110,7 @@ class WorkerClient:
         )
         if target is not None:
             self._lines.goes_by_owner(target, refs[0]._id if options.returns == 1 else -1)
-        requests.send(frame(frames.SUBMIT, marshal.dumps(said)))
+        requests.send(frame(frames.SUBMIT, marshal.dumps(said), flag=flag))
         if options.returns < 0:
             return StreamOfRefs(self, refs[0])
         if options.returns == 1:
@@ -176,7 +176,7 @@ class WorkerClient:
             options,
             names,
         )
-        requests.send(frame(frames.CREATE_ACTOR, marshal.dumps(said)))
+        requests.send(frame(frames.CREATE_ACTOR, marshal.dumps(said), flag=flag))
         if options["name"] and not requests.ask(("is_actor", actor_id)):
             raise ValueError(
                 f"there is an actor named {options['name']!r} already in namespace {options['namespace']!r}"

@@ -16,6 +16,7 @@ from scaleout._runtime.core.tasks import Profile, Task
 from scaleout._runtime.node import canceller, host
 from scaleout._runtime.node.direct import DirectCall
 from scaleout._runtime.node.group import WorkerGroup
+from scaleout._runtime.node.keeper import ZygoteKeeper
 from scaleout._runtime.node.objects import inline_payload
 from scaleout._runtime.node.owner import Owner
 from scaleout._runtime.pickling.definitions import DefinitionBook
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.host import Host
     from scaleout._runtime.node.objects import ObjectTable
     from scaleout._runtime.node.peer import Peer
+    from scaleout._runtime.node.reactor import Reactor
     from scaleout._runtime.pickling.encode import Encoded
 
     Limits = tuple[float | None, int | None]  # timeout_s from the start of the call, max_retries; None: the group's
@@ -141,12 +143,16 @@ class EmbeddedSession:
                 self._parked = None
                 host.close()
                 host = None
-            owner = Owner(self.settings, self.encoder, self.book, host)
+            owner = Owner(self.settings, self.encoder, self.book, partial(self._new_keeper, host))
             owner.on_idle = partial(self._owner_idle, owner)
             owner.clerk.on_first = preload_client
             owner.start()
             self._owner, self._parked = owner, None
         return self._owner
+
+    def _new_keeper(self, host: Host | None, reactor: Reactor) -> Any:
+        """What has workers for an owner. `host` is a zygote that is warm from before."""
+        return ZygoteKeeper(reactor, host, self.settings.max_processes)
 
     @property
     def has_tasks(self) -> bool:

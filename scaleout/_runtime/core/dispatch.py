@@ -488,6 +488,15 @@ class Group:
                 self.effects.append(("reclaim", lane))
         self.refill()
 
+    def lane_unwanted(self, lane: Lane) -> None:
+        """Its worker is to be elsewhere: it does what it has, and another one takes its place."""
+        if lane.state in (OPEN, STARTING):
+            self._retire(lane)
+            self.refill()
+        elif lane.state == LENT and not lane.is_wanted:
+            lane.is_wanted = True
+            self.effects.append(("reclaim", lane))
+
     def slots_lost(self) -> None:
         """`size` has become smaller: whoever idles with devices leaves, so that others get them."""
         if self.holds_devices:

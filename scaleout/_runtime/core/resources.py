@@ -1,4 +1,4 @@
-"""How a node's resources are shared among tasks of different shapes. Pure.
+"""How the resources of nodes are shared among tasks of different shapes. Pure.
 
 A *shape* is what one task needs, in milli-units: `(("CPU", 1000),)`. Tasks of one shape share a group of workers; how
 many of them may run at once is decided anew whenever something changed: what runs keeps what it has, and what is left
@@ -20,15 +20,29 @@ MILLI = 1000
 
 
 class Resources:
-    """What a node has, and what is held for good by actors. Amounts in milli-units."""
+    """What one node has, or several. Amounts in milli-units."""
 
-    def __init__(self, total: dict[str, int]) -> None:
-        self.total = dict(total)
+    def __init__(self, *nodes: dict[str, int]) -> None:
         self._grants = 0
         self._last_grant: list[int] = []  # of each demand, by position: when it was granted something
+        self.changed(*nodes)
+
+    def changed(self, *nodes: dict[str, int]) -> None:
+        """These are the nodes now."""
+        self._nodes = [dict(node) for node in nodes]
+        self.total: dict[str, int] = {}
+        for node in nodes:
+            for name, amount in node.items():
+                self.total[name] = self.total.get(name, 0) + amount
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether they are of several nodes, none of which has them all."""
+        return len(self._nodes) > 1
 
     def can_ever_fit(self, shape: Shape) -> bool:
-        return all(amount <= self.total.get(name, 0) for name, amount in shape)
+        """Whether there is a node that has so much, when nobody else uses it."""
+        return any(all(amount <= node.get(name, 0) for name, amount in shape) for node in self._nodes)
 
     def shares(self, demands: Iterable[tuple[Shape, int, int]], withheld: Shape = ()) -> list[int]:
         """For each (shape, how many hold it now, how many more are wanted): how many may hold it. Nobody is made to

@@ -132,8 +132,7 @@ class Canceller:
             return
         if not self._signal_if_running(peer, sequences, signal.SIGINT):
             # Either it is claimed at this very moment and will show, or the revocation keeps it from being claimed.
-            settled = partial(self._signal_if_running, peer, sequences, signal.SIGINT)
-            self._reactor.call_later(limits.REVOKE_SETTLE_SECONDS, settled)
+            peer.seat.when_settled(partial(self._signal_if_running, peer, sequences, signal.SIGINT))
         if group.keeps_order:
             return  # other calls need the actor
         still = partial(self._signal_if_running, peer, sequences, signal.SIGKILL)
@@ -154,7 +153,7 @@ class Canceller:
                 self._keeper.kill_for_task(lane.worker)
             return
         late = partial(self._signal_if_running, lane.worker, frozenset([task.sequence]), signal.SIGKILL)
-        self._reactor.call_later(limits.REVOKE_SETTLE_SECONDS, late)
+        lane.worker.seat.when_settled(late)
 
     def _signal_if_running(self, peer: Peer, sequences: frozenset[int], signum: int) -> bool:
         """Whether the worker has claimed one of these tasks and not answered; the signal goes to it then."""

@@ -61,11 +61,14 @@ class Host:
                 raise
         return host
 
-    def describe(self, max_processes: int) -> None:
-        """The workers that are asked for from now on look as this process looks now."""
-        self.link.queue(frame(frames.STATE, marshal.dumps(_present_state(max_processes))))
-        for number in (1, 2):
-            fd = _output_fd(number)
+    def describe(self, state: dict[str, Any]) -> None:
+        """The workers that are asked for from now on look like this."""
+        self.link.queue(frame(frames.STATE, marshal.dumps(state)))
+
+    def connect_outputs(self, stdout: int | None = None, stderr: int | None = None) -> None:
+        """They write to these fds; by default, to what this process writes to."""
+        for number, given in ((1, stdout), (2, stderr)):
+            fd = _output_fd(number) if given is None else given
             if fd >= 0:
                 self.link.queue(frame(frames.OUTPUT, number=number), fd)
 
@@ -121,7 +124,8 @@ def _reap(pid: int, flags: int) -> bool:
         return True  # by somebody else's waitpid(-1), or it is another process's child
 
 
-def _present_state(max_processes: int) -> dict[str, Any]:
+def present_state(max_processes: int) -> dict[str, Any]:
+    """How this process looks now, for workers that are to look the same."""
     umask = os.umask(0)
     os.umask(umask)
     try:

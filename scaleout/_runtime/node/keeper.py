@@ -14,17 +14,20 @@ import time
 from collections import deque
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.node.host import Host
+from scaleout._runtime.node.host import Host, present_state
 from scaleout._runtime.node.reactor import READABLE
+from scaleout._runtime.node.seat import Seat, SeatSupply
 from scaleout._runtime.wire import frames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
+    from scaleout._runtime.base.settings import Settings
+    from scaleout._runtime.core.resources import Shape
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
+    from scaleout._runtime.store.segment import Extent
 
 
 class ZygoteKeeper:
@@ -35,23 +38,33 @@ class ZygoteKeeper:
         self._max_processes = max_processes
         self._deaths: deque[float] = deque(maxlen=limits.ZYGOTE_RESTARTS_PER_MINUTE)
         self.host = host
+        self._seats = SeatSupply(reactor)
         self.peers: dict[int, Peer] = {}  # the workers that were asked for and are not gone, by worker_id
         self.on_exit: Callable[[Peer], None] = lambda peer: None
         self.on_refused: Callable[[Peer, str], None] = lambda peer, reason: None
+        # Never called here: we watch links ourselves, there is no other node, and workers print for themselves.
+        self.on_data: Callable[[Peer, bytes], None] = lambda peer, data: None
+        self.on_nodes: Callable[[list[dict[str, int]]], None] = lambda nodes: None
+        self.on_output: Callable[[int, str], None] = lambda number, text: None
 
     # -- to the zygote ---------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """The workers that are asked for from now on look as this process looks now. OSError: no zygote can be had."""
         host = self._need_host()
-        host.describe(self._max_processes)
+        host.describe(present_state(self._max_processes))
+        host.connect_outputs()
         self._reactor.flush_soon(host.link)
 
-    def fork(self, peer: Peer, sock: socket.socket) -> None:
-        """Ask for a worker, after `prepare`; `sock` is its end of the link. Cannot fail."""
+    def seat(self, worker_id: int, shape: Shape) -> Seat:
+        """For a worker that is to be; OSError: there are no descriptors left."""
+        return self._seats.take()
+
+    def fork(self, peer: Peer) -> None:
+        """Ask for the worker, after `prepare`. Cannot fail."""
         assert self.host is not None
         self.peers[peer.worker_id] = peer
-        self.host.fork(peer.worker_id, sock)
+        self.host.fork(peer.worker_id, peer.seat.take_theirs())
         self._reactor.flush_soon(self.host.link)
 
     def kill(self, peer: Peer, signum: int) -> None:
@@ -78,6 +91,16 @@ class ZygoteKeeper:
         host = self._need_host()
         host.adopt(peer.worker_id, fd)
         self._reactor.flush_soon(host.link)
+
+    def capacity(self, settings: Settings, amounts: dict[str, float]) -> tuple[list[dict[str, int]], list[str]]:
+        """(what each node has, in milli-units; the names of this one's GPUs). `amounts`, in units, go before."""
+        from scaleout._runtime.node.capacity import resources_here
+
+        total, gpu_names = resources_here(settings, amounts)
+        return [total], gpu_names
+
+    def over(self, extents: list[Extent]) -> None:
+        """Nobody reads these any more; there are no copies of them."""
 
     def _need_host(self) -> Host:
         if self.host is None:
@@ -154,6 +177,7 @@ class ZygoteKeeper:
         if self._reactor.failure is not None and self.host is not None:
             self.host.close()
         self.host = None
+        self._seats.close()
 
     def give_up_host(self) -> None:
         """The reactor could not be started."""
@@ -168,6 +192,7 @@ class ZygoteKeeper:
         if self.host is not None:
             self.host.link.close()
         self.host = None
+        self._seats.close()
 
 
 def _kill_orphan(pid: int) -> None:

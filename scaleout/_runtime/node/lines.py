@@ -56,7 +56,7 @@ class Lines:
         if not core.takes_lines or core.has_calls_of(caller.worker_id):
             return False
         host = core.lanes[0].worker
-        if host is caller:
+        if host is caller or host.seat.is_relayed or caller.seat.is_relayed:
             return False
         if host.worker_id == host_id:
             return True

@@ -45,6 +45,7 @@ class MemoryWatch:
             for group in self._groups
             if group.core.max_retries > 0
             for peer in group.peers
+            if not peer.seat.is_relayed  # that is its node's business
             if any(task.sequence == peer.words[control_page.RUNNING] for task in peer.lane.inflight)
         ]
         if running:
@@ -57,4 +58,4 @@ class MemoryWatch:
         """Whether this dead worker was killed for want of memory, by us or by the system."""
         if peer.memory_usage is not None:
             return True
-        return peer.exitcode == -signal.SIGKILL and memory.oom_kills() > self._oom_kills
+        return not peer.seat.is_relayed and peer.exitcode == -signal.SIGKILL and memory.oom_kills() > self._oom_kills

@@ -58,6 +58,7 @@ class ObjectTable:
         self._reactor = reactor
         self._peers = peers
         self.send_soon: Callable[[Peer], None] = lambda peer: None
+        self.on_over: Callable[[list[Extent]], None] = lambda extents: None  # copies of these may go
         self.ranges = RangeTable()
         self.unread: dict[int, tuple[Peer, list[Extent]]] = {}  # large results nobody has looked at yet
         self.has_released = False  # views have died since `report_released`
@@ -188,10 +189,11 @@ class ObjectTable:
         for extent in extents:
             self.ranges.lend(peer, extent)
             writer = self._writers.get(extent[0])
-            if writer is None:
-                peer.introduce_segment(extent[0], *self.exchange.fd_of(extent[0]))
-            elif writer is not peer:
-                peer.introduce_segment(extent[0], *self.exchange.foreign_fd_of(extent[0]))
+            if writer is not peer:
+                of = self.exchange.fd_of if writer is None else self.exchange.foreign_fd_of
+                fd, size_bytes, is_on_disk = of(extent[0])
+                peer.introduce_segment(extent[0], fd, size_bytes, is_on_disk)
+                peer.seat.bring(extent, fd)
 
     def returned(self, peer: Peer, extents: list[Extent]) -> None:
         """The worker needs these no more."""
@@ -207,6 +209,7 @@ class ObjectTable:
     def _free(self, extents: list[Extent]) -> None:
         if not extents or self._reactor.is_stopping:
             return
+        self.on_over(extents)
         ours = [extent for extent in extents if extent[0] not in self._writers]
         if len(ours) < len(extents):
             self._free_of_workers([extent for extent in extents if extent[0] in self._writers])
@@ -259,6 +262,7 @@ class ObjectTable:
         if peer.has_exited.is_set():
             self.writer_died({extent[0] for extent in extents})
         elif unopened:
+            self.on_over(unopened)
             self._send_free(peer, unopened)
 
     def writer_died(self, segment_ids: set[int]) -> None:
@@ -292,11 +296,12 @@ class ObjectTable:
                     self._free([extent])
             else:
                 by_segment.setdefault(extent[0], []).append(extent)
+        for extents in by_segment.values():
+            self.on_over(extents)
         for peer in self._peers.values():
             for segment_id in peer.segments:
-                extents = by_segment.get(segment_id)
-                if extents:
-                    self._send_free(peer, extents)
+                if segment_id in by_segment:
+                    self._send_free(peer, by_segment[segment_id])
 
     # -- the budget ------------------------------------------------------------------------------
 

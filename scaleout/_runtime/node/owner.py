@@ -17,6 +17,7 @@ Everything here runs on the reactor thread unless it says "any thread".
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from functools import partial
 
@@ -28,7 +29,6 @@ from scaleout._runtime.node.callables import CallableTable
 from scaleout._runtime.node.callbacks import CallbackThread
 from scaleout._runtime.node.canceller import Canceller
 from scaleout._runtime.node.clerk import Clerk
-from scaleout._runtime.node.keeper import ZygoteKeeper
 from scaleout._runtime.node.lender import Lender
 from scaleout._runtime.node.memory_watch import MemoryWatch
 from scaleout._runtime.node.objects import ObjectTable
@@ -46,11 +46,12 @@ if TYPE_CHECKING:
 
     from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.node.group import WorkerGroup
-    from scaleout._runtime.node.host import Host
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.slots import Slots
     from scaleout._runtime.pickling.definitions import DefinitionBook
     from scaleout._runtime.pickling.encode import Encoder
+
+    Keeper = Any  # node.keeper's, or another of the same interface: cluster.fleet's
 
 
 class Owner:
@@ -61,7 +62,7 @@ class Owner:
         settings: Settings,
         encoder: Encoder,
         book: DefinitionBook,
-        host: Host | None,
+        keeper_of: Callable[[Reactor], Keeper],
     ) -> None:
         self._settings = settings
         self.groups: list[WorkerGroup] = []
@@ -70,7 +71,7 @@ class Owner:
         self.reactor = Reactor("scaleout-reactor", self._serve, self._settle, self._at_end)
         self.errands = CallbackThread()
         self._ending: list[CallbackThread] = []  # of groups that have ended
-        self.keeper = ZygoteKeeper(self.reactor, host, settings.max_processes)
+        self.keeper = keeper_of(self.reactor)
         self.objects = ObjectTable(settings, self.reactor, self.keeper.peers)
         self.callables = CallableTable(encoder, book, self.objects.pack)
         self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.errands, self)
@@ -96,6 +97,10 @@ class Owner:
         self._memory_watch = MemoryWatch(self.reactor, self.keeper, self.groups)
         self.keeper.on_exit = self.lender.worker_exited
         self.keeper.on_refused = self._supervisor.worker_refused
+        self.keeper.on_data = receiver.on_data
+        self.keeper.on_nodes = self._nodes_changed
+        self.keeper.on_output = self._print
+        self.objects.on_over = self.keeper.over
         self.objects.send_soon = self.lender.send_soon
         self._effects: dict[str, Callable[..., None]] = {
             "start": self._supervisor.start,
@@ -225,10 +230,18 @@ class Owner:
         """What shares this machine's resources among tasks. From the session under its lock, or, if a worker is the
         first to submit something, on the reactor thread."""
         if self.slots is None or self.slots.is_closed:
-            from scaleout._runtime.node.slots import Slots, resources_here
+            from scaleout._runtime.node.slots import Slots
 
-            self.slots = Slots(self._settings, self, *resources_here(self._settings, amounts or {}))
+            self.slots = Slots(self._settings, self, *self.keeper.capacity(self._settings, amounts or {}))
         return self.slots
+
+    def _nodes_changed(self, nodes: list[dict[str, int]]) -> None:
+        if self.slots is not None and not self.slots.is_closed:
+            self.slots.nodes_changed(nodes)
+
+    def _print(self, number: int, text: str) -> None:
+        """What workers of other machines have written to their stdout (1) or stderr (2)."""
+        self.errands.put(partial(_write, number, text))
 
     def _environment_of(self, peer: Peer, group: WorkerGroup) -> dict[str, str]:
         return {} if self.slots is None else self.slots.environment_of(peer, group)
@@ -255,7 +268,7 @@ class Owner:
 
     def _revoke(self, group: WorkerGroup, lane: Any, sequence: int) -> None:
         lane.worker.words[control_page.REVOKED_FROM] = sequence
-        self.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._revocation_settled, group, lane, sequence))
+        lane.worker.seat.when_settled(partial(self._revocation_settled, group, lane, sequence))
 
     def _revocation_settled(self, group: WorkerGroup, lane: Any, sequence: int) -> None:
         if lane.revoked_from == sequence:  # else: dead by now, or revoked further since
@@ -387,14 +400,12 @@ class Owner:
         if self.reactor.failure is not None:
             self.errands.put(None)
         self.keeper.close()
-        self._supervisor.close()
         self.objects.close()
 
     def forget(self) -> None:
         """In a forked child, where only the forking thread is: close the fds, which are the parent's; take no lock."""
         self.reactor.abandon()
         self.keeper.forget()
-        self._supervisor.close()
         self.objects.forget()
 
     def join(self) -> None:
@@ -409,3 +420,10 @@ class Owner:
         """Any other thread."""
         if self.reactor.is_stopping:
             self.join()
+
+
+def _write(number: int, text: str) -> None:
+    stream = sys.stdout if number == 1 else sys.stderr
+    if stream is not None:
+        stream.write(text)
+        stream.flush()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.core.tasks import Task
     from scaleout._runtime.node.callables import CallableTable
     from scaleout._runtime.node.ledger import Entry, Envelope
-    from scaleout._runtime.wire.link import Link
+    from scaleout._runtime.node.seat import Seat
 
 pack = HEADER.pack
 
@@ -34,12 +34,12 @@ pack = HEADER.pack
 class Peer:
     """One worker. Only the reactor thread changes it; `pid` and `exit_status` may be read by anyone."""
 
-    def __init__(self, worker_id: int, number: int, link: Link, page: tuple[int, int], words: memoryview) -> None:
+    def __init__(self, worker_id: int, number: int, seat: Seat) -> None:
         self.worker_id = worker_id
         self.number = number
-        self.link = link
-        self.page = page
-        self.words = words
+        self.seat = seat
+        self.link: Any = seat.link
+        self.words = seat.words
         self.lane: Lane = None  # type: ignore[assignment]  # set as soon as the group knows it
         self.group: Any = None
         self.pid = 0
@@ -51,7 +51,7 @@ class Peer:
         self.known_definitions: set[int] = set()
         self.known_segments: set[int] = set()
         self.segments: set[int] = set()  # of the worker's own, that this process maps
-        self.has_tracker = False
+        self.has_tracker = seat.is_relayed  # there is no driver's tracker where it is
         self.line = DirectLine()
         self.holdings = Holdings()
         self.functions: dict[int, Any] = {}  # what it calls by a number in SUBMIT
@@ -176,7 +176,7 @@ class Peer:
         """The worker gets the fd of a segment of ours before the first frame that names it."""
         if segment_id not in self.known_segments:
             self.known_segments.add(segment_id)
-            self.link.queue(frame(frames.SEGMENT, marshal.dumps((size_bytes, is_on_disk)), number=segment_id), fd)
+            self.seat.introduce(segment_id, fd, size_bytes, is_on_disk)
 
     def forget_callables(self, ids: list[int]) -> None:
         known = [callable_id for callable_id in ids if callable_id in self.known_callables]

@@ -174,18 +174,19 @@ class Reactor:
                 heapq.heappop(timers)[2]()
 
     def _flush(self) -> None:
-        for fd, link in list(self._unsent.items()):
-            if link.is_lent:
-                continue  # flushed when it is back
-            if link.flush():
-                if fd in self._blocked:
-                    self._blocked.discard(fd)
-                    if link.is_open:
-                        self._watch_writable(fd, False)
-            elif fd not in self._blocked:
-                self._blocked.add(fd)
-                self._watch_writable(fd, True)
-        self._unsent.clear()
+        while self._unsent:  # a relayed link leaves what it has with the one that it is relayed by
+            unsent, self._unsent = self._unsent, {}
+            for fd, link in unsent.items():
+                if link.is_lent:
+                    continue  # flushed when it is back
+                if link.flush():
+                    if fd in self._blocked:
+                        self._blocked.discard(fd)
+                        if link.is_open:
+                            self._watch_writable(fd, False)
+                elif fd not in self._blocked:
+                    self._blocked.add(fd)
+                    self._watch_writable(fd, True)
 
     def _watch_writable(self, fd: int, wanted: bool) -> None:
         if fd in self._handlers:  # else its stream is over, and what is still queued goes nowhere

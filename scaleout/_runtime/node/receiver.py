@@ -99,7 +99,8 @@ class Receiver:
         elif kind == frames.RELEASED:
             self._objects.returned(peer, marshal.loads(body))
         elif kind == frames.SEGMENT:
-            self._objects.add_segment(peer, number, peer.link.fds.popleft(), *marshal.loads(body))
+            size_bytes, is_on_disk = marshal.loads(body)
+            self._objects.add_segment(peer, number, peer.seat.take_segment(number, size_bytes), size_bytes, is_on_disk)
         elif kind == frames.NEED:
             self._on_need(peer, number, *marshal.loads(body))
         elif kind == frames.ANSWERED:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import threading
 
-from scaleout._runtime.base.devices import gpu_names
-from scaleout._runtime.base.settings import usable_memory_bytes
 from scaleout._runtime.core.dispatch import RETIRING, Group
 from scaleout._runtime.core.resources import MILLI, Devices, Resources
+from scaleout._runtime.node.capacity import GPU
 from scaleout._runtime.node.group import WorkerGroup
 from scaleout._runtime.pickling.namespace import main_info
 from scaleout._runtime.process import identity
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.peer import Peer
 
     Owner = Any  # node.owner's, which is put together from this and others
-
-
-GPU = "GPU"
 
 
 def described(shape: Iterable[tuple[str, int]]) -> str:
@@ -48,30 +44,22 @@ def _is_leaving(peer: Peer) -> bool:
     return bool(peer.lane.state == RETIRING and not peer.lane.inflight)
 
 
-def resources_here(settings: Settings, amounts: dict[str, float]) -> tuple[dict[str, int], list[str]]:
-    """(what this machine has, or is said to have, in milli-units; what stands for each GPU in CUDA_VISIBLE_DEVICES)"""
-    names = gpu_names()
-    units = {"CPU": settings.num_cpus, GPU: len(names), "memory": usable_memory_bytes(), **amounts}
-    names += [str(number) for number in range(len(names), int(units[GPU]))]
-    return {name: round(amount * MILLI) for name, amount in units.items()}, names
-
-
 class Slots:
     """See the module's docstring."""
 
-    def __init__(self, settings: Settings, owner: Owner, total: dict[str, int], gpu_names: list[str]) -> None:
+    def __init__(self, settings: Settings, owner: Owner, nodes: list[dict[str, int]], gpu_names: list[str]) -> None:
         self.gpu_names = gpu_names
         self.namespace = ""
         self.env_vars: dict[str, str] | None = None
         self.working_dir: str | None = None
         self._settings = settings
         self._owner = owner
-        self.resources = Resources(total)
+        self.resources = Resources(*nodes)
         self._lock = threading.Lock()
         self._groups: dict[Shape, WorkerGroup] = {}
         self.actors: list[Any] = []  # groups of actors that hold resources, or wait for some
         self.is_closed = False
-        self.devices = Devices(total.get(GPU, 0) // MILLI)
+        self.devices = Devices(self.resources.total.get(GPU, 0) // MILLI)
 
     def group_of(self, shape: Shape) -> WorkerGroup:
         """Any thread: where tasks of this shape run."""
@@ -89,6 +77,7 @@ class Slots:
         if not self.resources.can_ever_fit(shape):
             raise InfeasibleError(
                 f"{described(shape)} asked for, and there is no more than {described(self.resources.total.items())}"
+                + (" on all nodes together" if self.resources.is_divided else "")
             )
 
     def _new_group(self, shape: Shape) -> WorkerGroup:
@@ -161,6 +150,11 @@ class Slots:
             if peer is not None and (_is_leaving(peer) or peer.group not in groups):
                 amount += self.devices.amount_of(worker_id)
         return amount
+
+    def nodes_changed(self, nodes: list[dict[str, int]]) -> None:
+        """On the reactor thread: these are there now."""
+        self.resources.changed(*nodes)
+        self.share()
 
     def in_use(self) -> dict[str, int]:
         """How much of each resource tasks and actors hold."""

@@ -8,9 +8,7 @@ Everything here runs on the reactor thread.
 
 from __future__ import annotations
 
-import marshal
 import signal
-import socket
 from functools import partial
 
 from scaleout._runtime.base import references
@@ -19,7 +17,6 @@ from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.process import identity
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import frame
-from scaleout._runtime.wire.link import Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +56,6 @@ class Supervisor:
         self._carry_out = carry_out
         self._on_gone = on_gone
         self._on_death = on_death
-        self._pages = control_page.ControlPages()
         self.environment_of: Callable[[Peer, WorkerGroup], dict[str, str]] = lambda peer, group: {}
 
     # -- starting --------------------------------------------------------------------------------
@@ -79,37 +75,29 @@ class Supervisor:
 
     def _start_worker(self, group: WorkerGroup) -> None:
         """Ask for one worker; OSError leaves nothing behind."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        link = Link(ours)
+        worker_id = next(references.worker_ids)
+        seat = self._keeper.seat(worker_id, group.shape)
+        peer = Peer(worker_id, next(group.numbers), seat)
+        peer.group = group
         try:
-            file, page, words = self._pages.take()
-            peer = Peer(next(references.worker_ids), next(group.numbers), link, (file, page), words)
-            peer.group = group
-            try:
-                self._objects.admit(peer)
-                self._greet(group, peer)
-                self.listen(peer)
-            except BaseException:
-                words.release()
-                self._pages.give_back(file, page)
-                self._objects.reader_died(peer)
-                raise
+            self._objects.admit(peer)
+            self._greet(group, peer)
+            self.listen(peer)
         except BaseException:
-            self._reactor.forget_link(link)
-            link.close()
-            theirs.close()
+            seat.discard()
+            self._objects.reader_died(peer)
             raise
         peer.lane = group.core.worker_started(peer)
+        peer.lane.talks = seat.is_relayed  # so it is never lent
         group.peers.append(peer)
-        self._keeper.fork(peer, theirs)
+        self._keeper.fork(peer)
 
     def _greet(self, group: WorkerGroup, peer: Peer) -> None:
-        info = {**group.hello, "page": peer.page[1], "number": peer.number}
+        info = {**group.hello, "number": peer.number}
         environment = self.environment_of(peer, group)
         if environment:
             info["environment"] = {**(info["environment"] or {}), **environment}
-        peer.link.queue(frame(frames.HELLO, marshal.dumps(info)), peer.page[0])
+        peer.seat.greet(info)
         tracker_fd = identity.resource_tracker_fd()
         if tracker_fd >= 0:
             peer.share_tracker(tracker_fd)
@@ -132,7 +120,8 @@ class Supervisor:
 
     def listen(self, peer: Peer) -> None:
         """Read what the worker says from now on."""
-        self._reactor.watch(peer.link.fileno(), partial(self._on_link, peer))
+        if not peer.seat.is_relayed:
+            self._reactor.watch(peer.link.fileno(), partial(self._on_link, peer))
 
     def _on_link(self, peer: Peer, events: int) -> None:
         link = peer.link
@@ -182,8 +171,7 @@ class Supervisor:
         group.core.worker_died(peer.lane, peer.words[control_page.CLAIMED], is_charged)
         if group.core.effects:
             self._carry_out(group)
-        peer.words.release()
-        self._pages.give_back(*peer.page)
+        peer.seat.release()
         self._objects.reader_died(peer)
         if peer.exit_status is None:
             peer.exit_status = -1
@@ -191,10 +179,6 @@ class Supervisor:
         if peer.segments:
             self._objects.writer_died(peer.segments)
         self._on_gone(peer)
-
-    def close(self) -> None:
-        """The reactor thread has ended, or in a forked child is not there."""
-        self._pages.close()
 
 
 def warn_of_smaller_group(size: int, reason: str) -> None:

@@ -48,14 +48,14 @@ RELEASED = 23  # body: extents of the receiver's segments whose last view died
 NEED = 24  # number: sequence number of a task that could not be decoded; body: (module, name, traceback)
 INITIALIZER_FAILED = 25
 CHANNEL = 26  # + fd: the worker becomes an owner and asks for a channel to the zygote
-SUBMIT = 27  # a task, from inside a task; body: see node.clerk
+SUBMIT = 27  # a task, from inside a task; flag: STORED or 0; body: see node.clerk
 PUT = 28  # number: object id; flag: as of RESULT; body: the value
 WANT = 29  # number: of the request; body: (object ids, how many are enough, whether values are wanted, may help)
 UNWANT = 31  # number: of a WANT that is given up
 RELEASE = 32  # body: (object id, hand-overs settled) of objects that nothing here refers to any more
 ITEM = 33  # number: sequence number of a task; aux: position; flag and body as of RESULT: one of its several results
 FUNCTION = 34  # number: what SUBMIT calls it from now on; body: a pickled function
-CREATE_ACTOR = 37  # body: as of SUBMIT, see node.clerk
+CREATE_ACTOR = 37  # flag and body: as of SUBMIT, see node.clerk
 CHECKPOINT = 36  # flag and body as of RESULT: what an actor has saved, as of all that it has answered
 REQUEST = 35  # number: object id for the answer; body: a question to the owner, see node.clerk
 CALLED = 38  # number: object id of a call that was made over a line and is the owner's now; body: see node.lines
@@ -77,6 +77,21 @@ ADOPT = 45  # + fd: a further channel; number: worker id of its owner
 FORKED = 46  # number: worker id, aux: pid
 EXITED = 47  # number: worker id, aux: wait status
 REFUSED = 48  # number: worker id; body: why
+
+# driver <-> node, besides the zygote's frames; number: worker id, where nothing else is said
+WELCOME = 77  # the node's first frame, once it knows who is there; body: JSON, see cluster.admission
+JOIN = 78  # a newcomer's first frame, and the answer; body: JSON, see cluster.admission
+ATTACH = 79  # the driver's first frame, and the node's answer; body: what they must know of each other
+NODES = 88  # body: the nodes that there are now
+PRINTED = 89  # aux: 1 for stdout, 2 for stderr; body: whole lines of a worker, with where they are from
+RELAY = 80  # both ways; body: whole frames to the worker, or from it
+GREET = 81  # body: what the worker's HELLO is to say, but for the control page, which the node has
+WORD = 82  # aux: a word of the control page; body: its new value
+LOOK = 83  # aux: the number of this question
+WORDS = 84  # aux: the LOOK that it answers, 0: unasked; body: the words of the control page, with an age for SINCE_NS
+INTRODUCE = 85  # the worker is to know a segment before what is relayed next; body: (segment id, size, is_on_disk)
+PIECE = 86  # both ways; number: segment id; body: offset in 8 bytes, and what is there
+DISCARD = 87  # body: extents of mirrored segments that nobody reads any more
 
 FD_KINDS = frozenset({HELLO, LOOSE_FD, TRACKER, LINE, CHANNEL, SEGMENT, OUTPUT, FORK, ADOPT})
 

@@ -1,0 +1,86 @@
+"""The session of a driver whose workers are those of a cluster's nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+
+from scaleout._runtime.base.settings import Settings
+from scaleout._runtime.client.embedded import EmbeddedSession
+from scaleout._runtime.cluster import dial, places, tls
+from scaleout._runtime.cluster.fleet import Fleet, RemoteNode
+from scaleout.errors import ClusterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from scaleout._runtime.node.host import Host
+    from scaleout._runtime.node.reactor import Reactor
+
+
+class ClusterSession(EmbeddedSession):
+    """As the embedded one, but that no worker is of this process. ClusterError if the cluster cannot be reached."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._identity = _identity(settings.address)
+        self._connected = _connect(settings.address, self._identity)
+        cpus = sum(node.resources.get("CPU", 0) for node in self._connected) // 1000
+        values = {field: getattr(settings, field) for field in Settings.__slots__}
+        super().__init__(Settings(**{**values, "num_cpus": max(1, cpus)}), None)
+
+    def _new_keeper(self, host: Host | None, reactor: Reactor) -> Any:
+        nodes, self._connected = self._connected, []
+        nodes = nodes or _connect(self.settings.address, self._identity)
+        fleet = Fleet(reactor, nodes, self.settings.max_processes)
+        fleet.dial = lambda address: dial.attach(address, self._identity)[0]
+        return fleet
+
+    def close_idle(self) -> None:
+        for node in self._connected:
+            node.link.close()
+        self._connected = []
+
+    def forget(self) -> None:
+        self.close_idle()
+        super().forget()
+
+
+def _connect(address: str, identity: tls.Identity) -> list[RemoteNode]:
+    """Links to all nodes of the cluster that are there."""
+    first, info = dial.attach(address, identity)
+    nodes = [first]
+    for node_id, at, _, state, is_draining in info["nodes"]:
+        if node_id != first.node_id and state == "alive" and not is_draining:
+            try:
+                nodes.append(dial.attach(at, identity)[0])
+            except ClusterError:
+                pass  # it is about to be found dead
+    return nodes
+
+
+def _identity(address: str) -> tls.Identity:
+    """Our certificate for the cluster at this address; a new one if there is a token."""
+    home = places.home(os.environ.get("SCALEOUT_CLUSTER") or _cluster_at(address))
+    identity = tls.Identity(home, "driver")
+    if identity.is_there:
+        return identity
+    token = os.environ.get("SCALEOUT_TOKEN")
+    if not token:
+        raise ClusterError(
+            f"this machine has no key for the cluster at {address}: set SCALEOUT_TOKEN to its join token "
+            "(`scaleout token` on the head shows it), or SCALEOUT_HOME to where its keys are"
+        )
+    return dial.join(address, token, home, "driver", tls.DRIVER, secrets.token_hex(6))
+
+
+def _cluster_at(address: str) -> str:
+    """The name under which the cluster with its head at this address is known here."""
+    for path in sorted(places.top().glob("*/head.json")):
+        try:
+            if json.loads(path.read_text())["address"] == address:
+                return path.parent.name
+        except (OSError, ValueError, KeyError):
+            continue
+    return "default"

@@ -1,0 +1,161 @@
+"""What the command line does with the nodes of this machine and with the head. Everything here blocks.
+
+ClusterError says what is wrong in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from scaleout._runtime.cluster import places, tls
+from scaleout._runtime.cluster.daemon import process_start, records
+from scaleout.errors import ClusterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+
+
+def start(options: dict[str, Any], token: str | None) -> dict[str, Any]:
+    """Start a node in the background; what it says when it is ready. See `cluster.daemon.Options`."""
+    log = places.local(options["cluster"]) / f"node-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            _command(options),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=_environ(token),
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    with process.stdout:
+        line = process.stdout.readline()
+    try:
+        answer = dict(json.loads(line))
+    except ValueError:
+        raise ClusterError(f"the node ended before it was ready; its log is {log}") from None
+    if "error" in answer:
+        process.wait(STOP_SECONDS)
+        raise ClusterError(str(answer["error"]))
+    return {**answer, "log": str(log), "pid": process.pid}
+
+
+def run(options: dict[str, Any], token: str | None) -> None:
+    """Become a node, in the foreground."""
+    command = _command(options)
+    sys.stdout.flush()
+    os.execvpe(command[0], command, _environ(token))
+
+
+def _command(options: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "scaleout._runtime.cluster.daemon", json.dumps(options)]
+
+
+def _environ(token: str | None) -> dict[str, str]:
+    environ = {name: value for name, value in os.environ.items() if name not in ("SCALEOUT_ADDRESS", "SCALEOUT_TOKEN")}
+    if token:
+        environ["SCALEOUT_TOKEN"] = token
+    return environ
+
+
+def stop(cluster: str) -> list[dict[str, Any]]:
+    """End the nodes of this cluster on this machine, the head last; which they were."""
+    running = sorted(records(cluster), key=lambda record: record["is_head"])
+    for record in running:
+        _signal(record, signal.SIGTERM)
+        if not _wait_for_end(record, STOP_SECONDS):
+            _signal(record, signal.SIGKILL)
+            _wait_for_end(record, STOP_SECONDS)
+    records(cluster)  # and what they could not remove themselves is
+    return running
+
+
+def _signal(record: dict[str, Any], signum: int) -> None:
+    if process_start(record["pid"]) == record["started"]:
+        try:
+            os.kill(record["pid"], signum)
+        except ProcessLookupError:
+            pass
+
+
+def _wait_for_end(record: dict[str, Any], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while process_start(record["pid"]) == record["started"]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def logs(cluster: str) -> list[Path]:
+    """The log files of this machine's nodes, the oldest first."""
+    return sorted(places.local(cluster).glob("node-*.log"))
+
+
+def token(cluster: str, rotate: bool = False) -> str:
+    """What newcomers join by."""
+    from scaleout._runtime.cluster.keys import Authority
+
+    home = places.home(cluster)
+    if not (home / "ca.key").exists():
+        raise ClusterError(f"the head of the cluster {cluster!r} is not on this machine: only there the token is known")
+    authority = Authority(home)
+    if rotate:
+        authority.rotate()
+    return authority.token
+
+
+def has_token(cluster: str) -> bool:
+    """Whether joining this cluster from here needs none."""
+    home = places.home(cluster)
+    return (home / "ca.key").exists() or (home / "token").exists()
+
+
+def nodes(cluster: str) -> list[dict[str, Any]]:
+    """The nodes, as the head sees them."""
+    from google.protobuf.json_format import MessageToDict
+
+    from scaleout._runtime.cluster import head_pb2 as pb
+
+    reply = _ask(cluster, "Nodes", pb.NodesRequest())
+    return [
+        MessageToDict(node, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        for node in reply.nodes
+    ]
+
+
+def drain(cluster: str, node_id: str) -> None:
+    """No new work for this node."""
+    from scaleout._runtime.cluster import head_pb2 as pb
+
+    _ask(cluster, "Drain", pb.DrainRequest(node_id=node_id))
+
+
+def _ask(cluster: str, method: str, request: Any) -> Any:
+    import grpc
+
+    from scaleout._runtime.cluster import dial, head_pb2_grpc
+    from scaleout._runtime.cluster.head import channel
+
+    home = places.home(cluster)
+    identity = tls.Identity(home, "driver")
+    if not identity.is_there:
+        raise ClusterError(f"there is no cluster {cluster!r} here: `scaleout start --head` starts one")
+    address = str(json.loads((home / "head.json").read_text())["address"])
+    sock, welcome = dial.connect(address, tls.client_context(identity))
+    sock.close()
+    with channel(welcome["head"], identity) as to_head:
+        try:
+            return getattr(head_pb2_grpc.HeadStub(to_head), method)(request, timeout=5)  # type: ignore[no-untyped-call]
+        except grpc.RpcError as error:
+            raise ClusterError(f"the head at {welcome['head']} says: {error.details()}") from None

@@ -1,0 +1,299 @@
+"""The node as a process of its own: `python -m scaleout._runtime.cluster.daemon OPTIONS`, as `scaleout start` runs it.
+
+It listens for drivers and has a tenant for each; if it is the head, it has that service too. Once it is ready, or has
+failed, it says so in one line of JSON on stdout: {"address", "node_id", "head"} or {"error"}.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+import secrets
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+from functools import partial
+
+from scaleout._runtime.base.settings import Settings
+from scaleout._runtime.cluster import dial, keys, places, tls
+from scaleout._runtime.cluster.admission import Admission
+from scaleout._runtime.cluster.agent import Agent
+from scaleout._runtime.cluster.head import Head, HeadState
+from scaleout._runtime.cluster.head_pb2 import Node
+from scaleout._runtime.cluster.node_link import NodeLink
+from scaleout._runtime.cluster.tenant import Tenant
+from scaleout._runtime.node.capacity import resources_here
+from scaleout._runtime.node.reactor import Reactor
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import frame
+from scaleout.errors import ClusterError, ScaleoutError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Options:
+    """What `scaleout start` was asked for. An `address` is that of the head, for a node that is not the head."""
+
+    def __init__(
+        self,
+        cluster: str = "default",
+        address: str = "",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        resources: dict[str, float] | None = None,
+    ) -> None:
+        self.cluster = places.check_name(cluster)
+        self.address = address
+        self.host = host
+        self.port = port
+        self.resources = resources or {}
+
+    @property
+    def is_head(self) -> bool:
+        return not self.address
+
+
+class Daemon:
+    """One node."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._home = places.home(options.cluster)
+        self._local = places.local(options.cluster)
+        self.node_id = secrets.token_hex(6)
+        self._boot_id = secrets.token_hex(8)
+        self._settings = Settings.from_environ({k: v for k, v in os.environ.items() if k != "SCALEOUT_ADDRESS"})
+        self._is_over = threading.Event()
+        self._reactor = Reactor("scaleout-node", lambda item: item(), lambda: None, self._is_over.set)
+        self._tenants: list[Tenant] = []
+        self._nodes: list[Any] = []  # as drivers are told
+        self._head: Head | None = None
+        self._agent: Agent | None = None
+        self._record = self._local / f"node-{self.node_id}.json"
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT; ClusterError if it cannot be started."""
+        options = self._options
+        amounts, _ = resources_here(self._settings, options.resources)
+        port = options.port or (int(self._last("port") or 0) if options.is_head else 0)  # a head comes back
+        try:
+            listener = socket.create_server((options.host, port), reuse_port=False)
+        except OSError as error:
+            raise ClusterError(f"cannot listen on {options.host}:{port}: {error.strerror or error}") from error
+        address = f"{options.host}:{listener.getsockname()[1]}"
+        authority, identity = self._identity()
+        head_address = self._head_address(address, identity)
+        admission = Admission(listener, identity, authority, head_address, self._attach, report)
+        self._node = Node(
+            node_id=self.node_id,
+            boot_id=self._boot_id,
+            host=options.host,
+            port=listener.getsockname()[1],
+            is_head=options.is_head,
+            resources=amounts,
+            pid=os.getpid(),
+        )
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: self._is_over.set())
+        self._reactor.start()
+        try:
+            self._agent = Agent(head_address, identity, self._node, self._told_of_nodes, self._fenced, report)
+            self._agent.start()
+            threading.Thread(target=admission.run, name="scaleout-admission", daemon=True).start()
+            self._write_record(address, head_address)
+            _answer({"address": address, "node_id": self.node_id, "head": options.address or address})
+            while not self._is_over.wait(3600):
+                pass
+        finally:
+            self._end(listener)
+
+    # -- coming up -------------------------------------------------------------------------------
+
+    def _identity(self) -> tuple[keys.Authority | None, tls.Identity]:
+        name = f"node-{self.node_id}"
+        if self._options.is_head:
+            authority = keys.Authority(self._home)
+            keys.own_identity(self._home, "driver", tls.DRIVER, secrets.token_hex(6))
+            return authority, keys.own_identity(self._home, name, tls.NODE, self.node_id)
+        if (self._home / "ca.key").exists():
+            return None, keys.own_identity(self._home, name, tls.NODE, self.node_id)
+        token = os.environ.pop("SCALEOUT_TOKEN", "")
+        if not token and (self._home / "token").exists():
+            token = (self._home / "token").read_text()
+        if not token:
+            raise ClusterError(
+                "joining needs the cluster's token: set SCALEOUT_TOKEN, or give --token-file; "
+                "`scaleout token` on the head shows it"
+            )
+        address = self._options.address
+        if not tls.Identity(self._home, "driver").is_there:
+            dial.join(address, token, self._home, "driver", tls.DRIVER, secrets.token_hex(6))
+        return None, dial.join(address, token, self._home, name, tls.NODE, self.node_id)
+
+    def _head_address(self, address: str, identity: tls.Identity) -> str:
+        """Where the head's service listens; if we are the head, it does from now on."""
+        options = self._options
+        if not options.is_head:
+            sock, welcome = dial.connect(options.address, tls.client_context(identity))
+            sock.close()
+            if not welcome.get("head"):
+                raise ClusterError(f"the node at {options.address} does not know its head")
+            if self._last("address") != options.address:  # else it is the head's own, in a home that is shared
+                places.write(self._home / "head.json", json.dumps({"address": options.address}).encode())
+            return str(welcome["head"])
+        running = [record for record in records(options.cluster) if record["is_head"]]
+        if running:
+            raise ClusterError(
+                f"the cluster {options.cluster!r} has a head on this machine already, at {running[0]['address']} "
+                f"(pid {running[0]['pid']}); --name starts another cluster"
+            )
+        state = HeadState(self._local / "head.sqlite")
+        self._head = Head(state, identity, options.host, int(self._last("service_port") or 0), report)
+        self._head.start()
+        service = f"{options.host}:{self._head.port}"
+        port = dial.parse(address)[1]
+        kept = {"address": address, "port": port, "service_port": self._head.port}
+        places.write(self._home / "head.json", json.dumps(kept).encode())
+        return service
+
+    def _last(self, key: str) -> Any:
+        """What is kept of the head, from when it was started last; None if there is nothing."""
+        try:
+            return json.loads((self._home / "head.json").read_text()).get(key)
+        except (OSError, ValueError):
+            return None
+
+    def _write_record(self, address: str, head_address: str) -> None:
+        record = {
+            "pid": os.getpid(),
+            "started": process_start(os.getpid()),
+            "node_id": self.node_id,
+            "address": address,
+            "is_head": self._options.is_head,
+            "head": self._options.address or address,
+            "service": head_address,
+        }
+        places.write(self._record, json.dumps(record).encode())
+
+    # -- drivers ---------------------------------------------------------------------------------
+
+    def _attach(self, sock: ssl.SSLSocket, body: bytes) -> None:
+        """In the thread of the handshake."""
+        asked = marshal.loads(body)
+        here = tuple(sys.version_info[:2])
+        if asked["python"] != here:
+            reason = "it runs Python {}.{}, and the driver {}.{}: they must be the same".format(*here, *asked["python"])
+            sock.sendall(frame(frames.REFUSED, reason.encode()))
+            raise ClusterError(reason)
+        assert self._agent is not None
+        nodes = self._agent.nodes()
+        described = self._nodes if nodes is None else _described(nodes)
+        info = {"node_id": self.node_id, "resources": dict(self._node.resources), "nodes": described}
+        sock.sendall(frame(frames.ATTACH, marshal.dumps(info)))
+        sock.setblocking(False)
+        self._reactor.post(partial(self._open, NodeLink(sock)))
+
+    def _open(self, link: NodeLink) -> None:
+        tenant = Tenant(self._reactor, link, self.node_id, self._settings.max_processes, self._tenants.remove, report)
+        self._tenants.append(tenant)
+        tenant.open()
+
+    def _told_of_nodes(self, nodes: list[Node]) -> None:
+        self._reactor.post(partial(self._tell_drivers, _described(nodes)))
+
+    def _tell_drivers(self, nodes: list[Any]) -> None:
+        self._nodes = nodes
+        for tenant in self._tenants:
+            tenant.tell_nodes(nodes)
+
+    def _fenced(self) -> None:
+        self._reactor.post(self._close_tenants)
+
+    def _close_tenants(self) -> None:
+        for tenant in list(self._tenants):
+            tenant.close()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _end(self, listener: socket.socket) -> None:
+        listener.close()
+        self._reactor.post(self._close_tenants)
+        self._reactor.post(self._reactor.stop)
+        if self._agent is not None:
+            self._agent.close()
+        if self._head is not None:
+            self._head.close()
+        self._reactor.thread.join()
+        self._record.unlink(missing_ok=True)
+        identity = tls.Identity(self._home, f"node-{self.node_id}")
+        identity.certificate.unlink(missing_ok=True)
+        identity.key.unlink(missing_ok=True)
+
+
+def _described(nodes: list[Node]) -> list[Any]:
+    """As drivers are told."""
+    return [
+        (node.node_id, f"{node.host}:{node.port}", dict(node.resources), node.state, node.is_draining)
+        for node in nodes
+    ]
+
+
+def records(cluster: str) -> list[dict[str, Any]]:
+    """The daemons of a cluster that run on this machine. What dead ones have left behind is removed."""
+    found = []
+    for path in sorted(places.local(cluster).glob("node-*.json")):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if process_start(record["pid"]) == record["started"]:
+            found.append(record)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def process_start(pid: int) -> float:
+    """When it was started: with the pid, that names a process. 0 if there is none, or it has ended."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def report(line: str) -> None:
+    """Into the log."""
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
+
+
+def _answer(facts: dict[str, Any]) -> None:
+    """To whoever has started us; that may be gone."""
+    try:
+        print(json.dumps(facts), flush=True)
+    except OSError:
+        pass
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        Daemon(Options(**json.loads(arguments[0]))).run()
+    except ScaleoutError as error:
+        _answer({"error": str(error)})
+        return 1
+    except Exception as error:
+        _answer({"error": f"{type(error).__name__}: {error}"})
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""How drivers and nodes come to a node: the other side of `cluster.admission`. Everything here blocks, for seconds at most.
+
+ClusterError says, in one line, why it cannot be.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+import socket
+import ssl
+import sys
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.cluster import places, tls
+from scaleout._runtime.cluster.admission import receive_frame
+from scaleout._runtime.cluster.fleet import RemoteNode
+from scaleout._runtime.cluster.node_link import NodeLink
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import frame
+from scaleout.errors import ClusterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+WELCOME_BYTES = 64 * 1024
+
+
+def parse(address: str) -> tuple[str, int]:
+    """HOST:PORT"""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ClusterError(f"{address!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def connect(address: str, context: ssl.SSLContext) -> tuple[ssl.SSLSocket, dict[str, Any]]:
+    """A connection, and what the node says to everybody."""
+    try:
+        sock = socket.create_connection(parse(address), limits.DIAL_SECONDS)
+    except OSError as error:
+        raise ClusterError(f"no node answers at {address}: {error.strerror or error}") from error
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        secure = context.wrap_socket(sock)
+        kind, body = receive_frame(secure, WELCOME_BYTES)
+        if kind != frames.WELCOME:
+            raise ClusterError("it is not a node of this version of scaleout")
+        return secure, json.loads(body)
+    except ssl.SSLError as error:
+        sock.close()
+        raise ClusterError(f"cannot talk to {address}: {tls.explained(error)}") from error
+    except (ClusterError, OSError, ValueError) as error:
+        sock.close()
+        raise ClusterError(f"cannot talk to {address}: {error}") from error
+
+
+def attach(address: str, identity: tls.Identity) -> tuple[RemoteNode, dict[str, Any]]:
+    """A driver's link to the node at this address, and what the node says of itself and the cluster."""
+    sock, _ = connect(address, tls.client_context(identity))
+    try:
+        sock.sendall(frame(frames.ATTACH, marshal.dumps({"python": tuple(sys.version_info[:2]), "pid": os.getpid()})))
+        kind, body = receive_frame(sock, limits.FRAME_BYTES)
+        if kind != frames.ATTACH:
+            raise ClusterError(f"the node at {address} refuses: {body.decode(errors='replace')}")
+        info = marshal.loads(body)
+        sock.setblocking(False)
+        return RemoteNode(NodeLink(sock), info["node_id"], info["resources"]), info
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        sock.close()
+        if isinstance(error, ClusterError):
+            raise
+        reason = tls.explained(error) if isinstance(error, ssl.SSLError) else str(error)
+        raise ClusterError(f"cannot talk to {address}: {reason}") from error
+
+
+def join(address: str, token: str, home: Path, name: str, role: str, member_id: str) -> tls.Identity:
+    """A certificate of the cluster at this address, for who has its token; kept in `home` under `name`."""
+    from scaleout._runtime.cluster import keys
+
+    if not keys.is_token(token):
+        raise ClusterError("that is not a join token: `scaleout token` on the head shows it")
+    sock, welcome = connect(address, tls.newcomer_context())
+    with sock:
+        peer = sock.getpeercert(binary_form=True)
+        assert peer is not None
+        authority = str(welcome.get("authority", "")).encode()
+        keys.check_authority(authority, peer, token)
+        request = keys.request_for(home, name).decode()
+        asked = {"token": token.strip(), "role": role, "id": member_id, "request": request}
+        sock.sendall(frame(frames.JOIN, json.dumps(asked).encode()))
+        _, body = receive_frame(sock, WELCOME_BYTES)
+    answer = json.loads(body)
+    if "certificate" not in answer:
+        raise ClusterError(f"the head at {address} refuses: {answer.get('error', 'it does not say why')}")
+    identity = tls.Identity(home, name)
+    places.write(identity.authority, authority)
+    places.write(identity.certificate, answer["certificate"].encode())
+    return identity

@@ -1,0 +1,442 @@
+"""The nodes that lend this driver workers, in the place that `node.keeper` has where the only node is this process.
+
+To the owner a worker of another machine is one like any other: its seat has a link and a control page. Here the link is
+*relayed*: what is queued goes, as it is, through the one link to the worker's node, and what the worker says comes from
+there. The control page is a copy: what the owner stores is sent on, what the worker stores arrives a moment later, or
+when it is asked for.
+
+Segments are *mirrored*: a node that needs a range of one which lies elsewhere has a segment of the same id and size, and
+gets that range, at the same place, before the frame that names it. So frames need no translation, in either direction.
+
+Everything here runs on the reactor thread, except `forget` and what says so.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import signal
+import threading
+import time
+from functools import partial
+
+from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise
+from scaleout._runtime.node.host import present_state
+from scaleout._runtime.node.reactor import READABLE
+from scaleout._runtime.store import segment
+from scaleout._runtime.wire import control_page, frames
+from scaleout._runtime.wire.frames import frame
+from scaleout.errors import ClusterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from scaleout._runtime.base.settings import Settings
+    from scaleout._runtime.core.resources import Shape
+    from scaleout._runtime.node.peer import Peer
+    from scaleout._runtime.node.reactor import Reactor
+    from scaleout._runtime.store.segment import Extent
+
+
+class RemoteNode:
+    """A node, and what it has of ours. `resources` are in thousandths."""
+
+    def __init__(self, link: NodeLink, node_id: str, resources: dict[str, int]) -> None:
+        self.link = link
+        self.node_id = node_id
+        self.resources = resources
+        self.slots = max(1, resources.get("CPU", 0) // 1000)
+        self.taken: dict[str, int] = {}
+        self.is_wanted = True  # no: it is draining, or has been silent, and gets nothing new
+        self.peers: dict[int, Peer] = {}
+        self.has_state = False
+        self.mirrored: set[Extent] = set()
+        self.home: set[int] = set()  # segments of its own workers
+        self.questions: dict[int, Callable[[], None]] = {}  # LOOKs that it has not answered
+
+    @property
+    def load(self) -> float:
+        return len(self.peers) / self.slots
+
+    def has(self, shape: Shape) -> bool:
+        """Whether so much is free."""
+        return all(self.resources.get(name, 0) - self.taken.get(name, 0) >= amount for name, amount in shape)
+
+    def can_have(self, shape: Shape) -> bool:
+        return all(self.resources.get(name, 0) >= amount for name, amount in shape)
+
+    def take(self, shape: Shape, sign: int = 1) -> None:
+        for name, amount in shape:
+            self.taken[name] = self.taken.get(name, 0) + sign * amount
+
+
+class RelayedLink:
+    """Frames to and from a worker, by its node. As `wire.link.Link`, as far as owners use that."""
+
+    __slots__ = ("_node", "_parts", "_reactor", "_tail", "_worker_id", "fds", "is_lent", "is_open")
+
+    def __init__(self, reactor: Reactor, node: RemoteNode, worker_id: int) -> None:
+        self._reactor = reactor
+        self._node = node
+        self._worker_id = worker_id
+        self._parts: list[bytes] = []
+        self._tail = b""
+        self.fds: list[int] = []
+        self.is_open = True
+        self.is_lent = False
+
+    def fileno(self) -> int:
+        """No descriptor; but no other link's number."""
+        return -1 - self._worker_id
+
+    def queue(self, data: bytes, fd: int = -1) -> None:
+        assert fd < 0
+        if self.is_open:
+            self._parts.append(data)
+
+    def flush(self) -> bool:
+        if self._parts:
+            body = b"".join(self._parts)
+            self._parts.clear()
+            self._node.link.queue(frame(frames.RELAY, body, number=self._worker_id))
+            self._reactor.flush_soon(self._node.link)
+        return True
+
+    def take(self, body: bytes) -> bytes:
+        """What the worker has said, from a frame's start on."""
+        data, self._tail = self._tail + body, b""
+        return data
+
+    def receive(self) -> bytes:
+        """Nothing: all that it said has been handed on."""
+        return b""
+
+    def leftover(self, data: bytes, position: int) -> None:
+        self._tail = data[position:]
+
+    def close(self) -> None:
+        self.is_open = False
+        self._parts.clear()
+
+
+class RelayedWords:
+    """A copy of a control page: what is stored here is sent to the node, but for what the node itself decides."""
+
+    def __init__(self, seat: RelayedSeat) -> None:
+        self._seat = seat
+        self._values = [0] * control_page.WORDS
+        self._values[control_page.REVOKED_FROM] = control_page.NOTHING_REVOKED
+        self._values[control_page.ITEM_INDEX] = control_page.NO_ITEM
+
+    def __getitem__(self, index: int) -> int:
+        return self._values[index]
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._values[index] = value
+        if index in (control_page.REVOKED_FROM, control_page.INTERRUPTED):
+            self._seat.tell(frame(frames.WORD, OFFSET.pack(value), aux=index, number=self._seat.worker_id))
+
+    def update(self, data: bytes) -> None:
+        """What the node has read."""
+        values = memoryview(data).cast("Q").tolist()
+        age_ns = values[control_page.SINCE_NS]
+        for index in (control_page.REVOKED_FROM, control_page.INTERRUPTED, control_page.ALLOWANCE_BYTES):
+            values[index] = self._values[index]
+        values[control_page.SINCE_NS] = max(0, time.monotonic_ns() - age_ns)
+        self._values = values
+
+
+class RelayedSeat:
+    """The place of a worker of another machine: see `node.seat`."""
+
+    is_relayed = True
+
+    def __init__(self, fleet: Fleet, node: RemoteNode, worker_id: int) -> None:
+        self._fleet = fleet
+        self.node = node
+        self.worker_id = worker_id
+        self.link = RelayedLink(fleet.reactor, node, worker_id)
+        self.words = RelayedWords(self)
+
+    def tell(self, data: Any) -> None:
+        """The node itself, after what is queued for the worker."""
+        self.link.flush()
+        self.node.link.queue(data)
+        self._fleet.reactor.flush_soon(self.node.link)
+
+    def greet(self, info: dict[str, Any]) -> None:
+        self.tell(frame(frames.GREET, marshal.dumps(info), number=self.worker_id))
+
+    def introduce(self, segment_id: int, fd: int, size_bytes: int, is_on_disk: bool) -> None:
+        body = marshal.dumps((segment_id, size_bytes, is_on_disk))
+        self.tell(frame(frames.INTRODUCE, body, number=self.worker_id))
+
+    def bring(self, extent: Extent, fd: int) -> None:
+        node = self.node
+        if extent[0] not in node.home and extent not in node.mirrored:
+            node.mirrored.add(extent)
+            self.tell(Piecewise(extent, fd))
+
+    def take_segment(self, segment_id: int, size_bytes: int) -> int:
+        self.node.home.add(segment_id)
+        return self._fleet.mirror(segment_id, size_bytes)
+
+    def when_settled(self, then: Callable[[], None]) -> None:
+        number = self._fleet.next_question()
+        self.node.questions[number] = then
+        self.tell(frame(frames.LOOK, aux=number, number=self.worker_id))
+
+    def discard(self) -> None:
+        self.link.close()
+
+    def release(self) -> None:
+        self.link.close()
+
+
+class Fleet:
+    """The nodes of a driver, with the interface of `node.keeper.ZygoteKeeper`.
+
+    `on_data(peer, data)` takes what a worker says.
+    """
+
+    def __init__(self, reactor: Reactor, nodes: list[RemoteNode], max_processes: int) -> None:
+        self.reactor = reactor
+        self.nodes = nodes
+        self._max_processes = max_processes
+        self._questions = 0
+        self.host = None  # no zygote is ours
+        self._mirrors: dict[int, int] = {}  # the fds of what we mirror, by segment
+        self.peers: dict[int, Peer] = {}
+        self.on_exit: Callable[[Peer], None] = lambda peer: None
+        self.on_refused: Callable[[Peer, str], None] = lambda peer, reason: None
+        self.on_data: Callable[[Peer, bytes], None] = lambda peer, data: None
+        self.on_nodes: Callable[[list[dict[str, int]]], None] = lambda nodes: None
+        self.on_output: Callable[[int, str], None] = lambda number, text: None
+        self.dial: Callable[[str], RemoteNode] | None = None  # blocks; for nodes that join
+        self._dialled: set[str] = set()
+
+    # -- to the nodes ----------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """The workers that are asked for from now on look as this process looks now. OSError: there are no nodes."""
+        if not self.nodes:
+            raise OSError("no node of the cluster is connected")
+        for node in self.nodes:
+            self._prepare(node)
+
+    def _prepare(self, node: RemoteNode) -> None:
+        if not self.reactor.is_watching(node.link.fileno()):
+            self.reactor.watch(node.link.fileno(), partial(self._on_node, node))
+        state = present_state(self._max_processes)
+        del state["environ"]  # a node has its own
+        self._tell(node, frame(frames.STATE, marshal.dumps(state)))
+
+    def seat(self, worker_id: int, shape: Shape) -> RelayedSeat:
+        """Where so much is free; of several nodes on the one with the fewest workers for its CPUs."""
+        wanted = [node for node in self.nodes if node.is_wanted] or self.nodes
+        able = [node for node in wanted if node.can_have(shape)] or wanted
+        free = [node for node in able if node.has(shape)] or able
+        return RelayedSeat(self, min(free, key=lambda node: node.load), worker_id)
+
+    def fork(self, peer: Peer) -> None:
+        seat: Any = peer.seat
+        seat.node.take(peer.group.shape)
+        self.peers[peer.worker_id] = seat.node.peers[peer.worker_id] = peer
+        seat.tell(frame(frames.FORK, number=peer.worker_id))
+
+    def kill(self, peer: Peer, signum: int) -> None:
+        if peer.exit_status is None and not self.reactor.is_stopping:
+            seat: Any = peer.seat
+            seat.tell(frame(frames.KILL, aux=signum, number=peer.worker_id))
+
+    def kill_for_task(self, peer: Peer) -> None:
+        peer.group.core.lane_given_up(peer.lane)
+        self.kill(peer, signal.SIGKILL)
+
+    def give_up(self, peer: Peer) -> None:
+        if not peer.is_stream_over:
+            peer.is_stream_over = True
+            self.kill(peer, signal.SIGKILL)
+
+    def adopt(self, peer: Peer, fd: int) -> None:
+        """Its node has done it."""
+
+    def _tell(self, node: RemoteNode, data: bytes) -> None:
+        node.link.queue(data)
+        self.reactor.flush_soon(node.link)
+
+    def capacity(self, settings: Settings, amounts: dict[str, float]) -> tuple[list[dict[str, int]], list[str]]:
+        """As `node.keeper`'s. ValueError for amounts: each node says what it has."""
+        if amounts:
+            raise ValueError(
+                f"{', '.join(amounts)} cannot be given where the program runs on a cluster: "
+                "its nodes were started with what they have (`scaleout start --num-cpus ... --resources ...`)"
+            )
+        return [node.resources for node in self.nodes], []
+
+    def next_question(self) -> int:
+        self._questions = (self._questions + 1) & 0xFFFFFFFF or 1
+        return self._questions
+
+    # -- large values ----------------------------------------------------------------------------
+
+    def mirror(self, segment_id: int, size_bytes: int) -> int:
+        """The fd of a segment for what lies elsewhere under this id; the caller's to close."""
+        fd = segment.create_memory_segment(size_bytes).fd
+        self._mirrors[segment_id] = os.dup(fd)
+        return fd
+
+    def over(self, extents: list[Extent]) -> None:
+        """Nobody reads these any more."""
+        for node in self.nodes:
+            gone = [extent for extent in extents if extent in node.mirrored]
+            if gone:
+                node.mirrored.difference_update(gone)
+                self._tell(node, frame(frames.DISCARD, marshal.dumps(gone)))
+        for segment_id, offset, size_bytes in extents:
+            fd = self._mirrors.get(segment_id)
+            if fd is not None:
+                segment.punch(fd, offset, segment.round_to_pages(size_bytes))
+
+    # -- from the nodes --------------------------------------------------------------------------
+
+    def _on_node(self, node: RemoteNode, events: int) -> None:
+        link = node.link
+        if events & ~READABLE:
+            self.reactor.flush_soon(link)
+        try:
+            data = link.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._node_died(node)
+            return
+        for kind, _, aux, number, body in link.frames(data):
+            if kind == frames.PIECE:
+                self._write_piece(number, body)
+                continue
+            if kind == frames.NODES:
+                self._told_of_nodes(marshal.loads(body))
+                continue
+            if kind == frames.PRINTED:
+                self.on_output(aux, body.decode(errors="replace"))
+                continue
+            peer = node.peers.get(number)
+            if peer is None:
+                continue
+            if kind == frames.RELAY:
+                if not peer.is_stream_over:
+                    self.on_data(peer, peer.link.take(body))
+            elif kind == frames.WORDS:
+                peer.words.update(body)
+                then = node.questions.pop(aux, None)
+                if then is not None:
+                    then()
+            elif kind == frames.FORKED:
+                peer.pid = aux
+                peer.is_started.set()
+            elif kind == frames.EXITED:
+                self._left(node, peer)
+                peer.exit_status = aux
+                self.on_exit(peer)
+            elif kind == frames.REFUSED:
+                self._left(node, peer)
+                peer.exit_status = -1
+                self.on_refused(peer, body.decode())
+
+    def _left(self, node: RemoteNode, peer: Peer) -> None:
+        del node.peers[peer.worker_id]
+        node.take(peer.group.shape, -1)
+
+    # -- nodes that come and go ------------------------------------------------------------------
+
+    def _told_of_nodes(self, nodes: list[Any]) -> None:
+        known = {node.node_id: node for node in self.nodes}
+        for node_id, address, _, state, is_draining in nodes:
+            node = known.get(node_id)
+            is_wanted = state == "alive" and not is_draining
+            if node is None:
+                if is_wanted and node_id not in self._dialled and self.dial is not None:
+                    self._dialled.add(node_id)
+                    threading.Thread(target=self._reach, args=(node_id, address), daemon=True).start()
+                continue
+            if node.is_wanted and is_draining:
+                for peer in list(node.peers.values()):
+                    if not peer.group.keeps_order:  # an actor stays where it is
+                        peer.group.core.lane_unwanted(peer.lane)
+            node.is_wanted = is_wanted
+
+    def _reach(self, node_id: str, address: str) -> None:
+        """In a thread of its own."""
+        assert self.dial is not None
+        try:
+            node: RemoteNode | None = self.dial(address)
+        except ClusterError:
+            node = None  # it is told of again when something changes
+        self.reactor.post(partial(self._reached, node_id, node))
+
+    def _reached(self, node_id: str, node: RemoteNode | None) -> None:
+        self._dialled.discard(node_id)
+        if node is None:
+            return
+        if self.reactor.is_stopping or any(other.node_id == node_id for other in self.nodes):
+            node.link.close()
+            return
+        self.nodes.append(node)
+        self._prepare(node)
+        self.on_nodes([node.resources for node in self.nodes])
+
+    def _write_piece(self, segment_id: int, body: bytes) -> None:
+        fd = self._mirrors.get(segment_id)
+        if fd is not None:
+            os.pwrite(fd, memoryview(body)[OFFSET.size :], OFFSET.unpack_from(body)[0])
+
+    def _node_died(self, node: RemoteNode) -> None:
+        """The node is gone, or cut off, and its workers with it; nobody is charged."""
+        self.reactor.forget_link(node.link)
+        node.link.close()
+        self.nodes.remove(node)
+        self.on_nodes([node.resources for node in self.nodes])
+        questions, node.questions = node.questions, {}
+        for then in questions.values():
+            then()
+        for peer in list(node.peers.values()):
+            self._left(node, peer)
+            peer.exit_status = -1
+            self.on_exit(peer)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def let_go(self) -> None:
+        """The owner ends; `close` follows."""
+
+    def close(self) -> None:
+        for peer in list(self.peers.values()):
+            peer.link.close()
+            if peer.exit_status is None:
+                peer.exit_status = -1
+            peer.has_exited.set()
+        for node in self.nodes:
+            self.reactor.forget_link(node.link)
+            node.link.close()
+        self.nodes.clear()
+        self._close_mirrors()
+
+    def give_up_host(self) -> None:
+        self.close()
+
+    def forget(self) -> None:
+        """In a forked child, where the reactor thread is not: close the fds, which are the parent's; take no lock."""
+        for node in self.nodes:
+            node.link.close()
+        self.nodes.clear()
+        self._close_mirrors()
+
+    def _close_mirrors(self) -> None:
+        for fd in self._mirrors.values():
+            os.close(fd)
+        self._mirrors.clear()

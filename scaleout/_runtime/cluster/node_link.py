@@ -1,0 +1,124 @@
+"""A link between a driver and a node: frames over a TLS connection, or over a Unix socket on one machine.
+
+Large values go in pieces, which are read from their segments when they are about to be sent: what waits in the queue
+is only where they are.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections import deque
+from struct import Struct
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import frame
+from scaleout._runtime.wire.link import GATHER_BYTES, Link
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+    from scaleout._runtime.store.segment import Extent
+
+OFFSET = Struct("<Q")
+
+
+class Piecewise:
+    """A range of a segment that is still to be sent. Owns the fd."""
+
+    __slots__ = ("fd", "left", "offset", "segment_id")
+
+    def __init__(self, extent: Extent, fd: int) -> None:
+        self.segment_id, self.offset, self.left = extent
+        self.fd = os.dup(fd)
+
+    def next_frame(self) -> bytes:
+        """The next of its pieces; b"" after the last."""
+        if not self.left:
+            return b""
+        data = os.pread(self.fd, min(self.left, limits.PIECE_BYTES), self.offset)
+        if not data:  # the segment was cut short: what is missing reads as zeros
+            data = bytes(min(self.left, limits.PIECE_BYTES))
+        piece = frame(frames.PIECE, OFFSET.pack(self.offset) + data, number=self.segment_id)
+        self.offset += len(data)
+        self.left -= len(data)
+        return piece
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class NodeLink(Link):
+    """Non-blocking. One thread at a time uses it, as a TLS connection has one state for both directions."""
+
+    __slots__ = ("_is_encrypted", "_queue", "_sending")
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._is_encrypted = isinstance(sock, ssl.SSLSocket)
+        self._queue: deque[Any] = deque()
+        self._sending = memoryview(b"")  # the same bytes again after a write that did not go through, as TLS wants it
+
+    # -- receiving -------------------------------------------------------------------------------
+
+    def receive(self) -> bytes:
+        try:
+            data = self.sock.recv(limits.RECEIVE_BYTES)
+            while self._is_encrypted and data and (pending := self.sock.pending()):  # type: ignore[attr-defined]
+                data += self.sock.recv(pending)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+        if self._tail:
+            data = self._tail + data if data else b""
+            self._tail = b""
+        return data
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def queue(self, data: Any, fd: int = -1) -> None:
+        """Send bytes, or a `Piecewise`, later. No descriptor crosses to another machine."""
+        assert fd < 0
+        if self.is_open:
+            self._queue.append(data)
+        elif isinstance(data, Piecewise):
+            data.close()
+
+    def flush(self) -> bool:
+        try:
+            while self._sending or self._load():
+                sent = self.sock.send(self._sending)
+                self._sending = self._sending[sent:]
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except (ValueError, OSError):
+            self.discard_outbound()
+        return True
+
+    def _load(self) -> bool:
+        """The next bytes to be sent, if there are any."""
+        parts = []
+        size = 0
+        queue = self._queue
+        while queue and size < GATHER_BYTES:
+            data = queue[0]
+            if isinstance(data, Piecewise):
+                data = data.next_frame()
+                if not data:
+                    queue.popleft().close()
+                    continue
+            else:
+                queue.popleft()
+            parts.append(data)
+            size += len(data)
+        self._sending = memoryview(b"".join(parts))
+        return size > 0
+
+    def discard_outbound(self) -> None:
+        for data in self._queue:
+            if isinstance(data, Piecewise):
+                data.close()
+        self._queue.clear()
+        self._sending = memoryview(b"")

@@ -1,0 +1,73 @@
+"""Where a cluster keeps its files on this machine.
+
+Secrets (keys, the join token, the head's address) are in `$SCALEOUT_HOME/<cluster>/`, which several machines may share.
+What belongs to processes of this machine (sockets, pid files, logs, the head's database) is in a local directory, which
+they must not: `$XDG_RUNTIME_DIR/scaleout/` or `/tmp/scaleout-<uid>/`. Both are ours alone (0700).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from scaleout.errors import ClusterError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+"""Of a cluster: a part of file names, and of the path of a Unix socket, which has room for 100 bytes."""
+
+
+def check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ClusterError(
+            f"{name!r} cannot be a cluster's name: accepted are up to 40 letters, digits, '_', '.' and '-', "
+            "the first of them a letter or a digit"
+        )
+    return name
+
+
+def top() -> Path:
+    """Where the homes of all clusters are."""
+    return Path(os.environ.get("SCALEOUT_HOME") or os.path.join(os.path.expanduser("~"), ".scaleout")).absolute()
+
+
+def home(cluster: str) -> Path:
+    """The directory of the cluster's secrets; made if it is not there."""
+    return _private(top() / check_name(cluster))
+
+
+def local(cluster: str) -> Path:
+    """The directory of this machine's processes of the cluster; made if it is not there."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    here = Path(runtime, "scaleout") if runtime and os.path.isdir(runtime) else Path(f"/tmp/scaleout-{os.getuid()}")
+    _private(here)
+    return _private(here / check_name(cluster))
+
+
+def _private(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise ClusterError(f"the directory {path} cannot be made: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise ClusterError(f"{path} is not a directory of this user; remove it, or set SCALEOUT_HOME to another place")
+    if status.st_mode & 0o077:
+        path.chmod(0o700)
+    return path
+
+
+def write(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Whole or not at all, and never readable by others in between."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,142 @@
+"""What dies, and what comes of it: workers, nodes, the head, drivers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+from clusters import Cluster, descendants, finish, kill, read_line, wait_until
+
+SLOW_MAP = """
+    import os, sys, time
+    from scaleout.multiprocessing import Pool
+
+    def slow(number):
+        with open("started", "a") as file:
+            file.write(f"{number}\\n")
+        time.sleep(0.1)
+        return number * number
+
+    if __name__ == "__main__":
+        with Pool(4) as pool:
+            result = pool.map_async(slow, range(60), chunksize=1)
+            pool.apply(abs, (1,))
+            print("running", flush=True)
+            assert result.get() == [n * n for n in range(60)]
+            assert pool.map(abs, range(-20, 0)) == list(range(20, 0, -1))
+            print("well")
+"""
+
+SLEEPERS = """
+    import os, time
+    from scaleout.multiprocessing import Pool
+
+    def sleep(number):
+        open(f"asleep{number}", "w").close()
+        time.sleep(60)
+
+    if __name__ == "__main__":
+        with Pool(4) as pool:
+            print("running", flush=True)
+            try:
+                pool.map(sleep, range(8), chunksize=1)
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            assert pool.map(abs, [-1]) == [1]
+        print("well")
+"""
+
+
+def start_sleepers(cluster: Cluster) -> subprocess.Popen[str]:
+    """A program whose four workers are all busy for a minute."""
+    program = cluster.start(SLEEPERS)
+    assert read_line(program) == "running"
+    wait_until(lambda: len(list(cluster.directory.glob("asleep*"))) == 4)
+    return program
+
+
+def test_a_worker_that_is_killed(pair: Cluster) -> None:
+    said = pair.run(
+        """
+        import os, signal
+        from scaleout.errors import WorkerDiedError
+        from scaleout.multiprocessing import Pool
+
+        def once(number):
+            try:
+                os.close(os.open(f"marker{number}", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return number
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def always(number):
+            if number == 7:
+                os._exit(3)
+            return number
+
+        if __name__ == "__main__":
+            with Pool(4) as pool:
+                assert pool.map(once, range(6), chunksize=1) == list(range(6))
+                results = [pool.apply_async(always, (number,)) for number in range(10)]
+                for number, result in enumerate(results):
+                    try:
+                        assert result.get() == number
+                    except WorkerDiedError as error:
+                        assert number == 7 and "exit code 3" in str(error), error
+                assert pool.map(abs, [-1, -2]) == [1, 2]
+            print("well")
+        """
+    )
+    assert said == "well\n"
+
+
+def test_a_node_that_is_killed(pair: Cluster) -> None:
+    """Only what ran there runs again."""
+    node = next(node for node in pair.nodes() if not node["is_head"])
+    program = pair.start(SLOW_MAP)
+    assert read_line(program) == "running"
+    kill(int(node["pid"]))
+    assert finish(program) == "well\n"
+    started = (pair.directory / "started").read_text().split()
+    assert len(started) <= 60 + 2 * 2  # two workers, each with one that runs and at most one that it had begun
+    wait_until(lambda: [n["state"] for n in pair.nodes()] in (["alive"], ["alive", "suspected"]))
+
+
+def test_a_node_that_is_stopped_by_its_user(pair: Cluster) -> None:
+    node = next(node for node in pair.nodes() if not node["is_head"])
+    program = pair.start(SLOW_MAP)
+    assert read_line(program) == "running"
+    os.kill(int(node["pid"]), signal.SIGTERM)
+    assert finish(program) == "well\n"
+    wait_until(lambda: len(pair.nodes()) == 1)  # it has said good-bye
+
+
+def test_a_driver_that_is_killed(pair: Cluster) -> None:
+    """What was its own ends with it, on every node."""
+    program = start_sleepers(pair)
+    pids = [int(node["pid"]) for node in pair.nodes()]
+    assert [len(descendants(pid)) for pid in pids] == [3, 3]  # a zygote and two workers
+    program.kill()
+    program.communicate()
+    wait_until(lambda: not any(descendants(pid) for pid in pids))
+
+
+def test_ctrl_c_in_a_map(pair: Cluster) -> None:
+    program = start_sleepers(pair)
+    program.send_signal(signal.SIGINT)
+    assert finish(program) == "interrupted\nwell\n"
+
+
+def test_the_head_is_killed_and_started_again(cluster: Cluster) -> None:
+    """A program that is attached to another node goes on, and the nodes find the new head."""
+    cluster.start_head(cpus=1)
+    other = cluster.start_node()
+    before = {node["node_id"] for node in cluster.nodes() if not node["is_head"]}
+    program = cluster.start(SLOW_MAP, SCALEOUT_ADDRESS=other, SCALEOUT_CLUSTER="default")
+    assert read_line(program) == "running"
+    kill(cluster.pid_of(cluster.address))
+    address = cluster.address
+    assert cluster.start_head(cpus=1) == address
+    wait_until(lambda: before <= {node["node_id"] for node in cluster.nodes()})
+    assert finish(program) == "well\n"

@@ -1,0 +1,161 @@
+"""Nodes with different things, nodes that come and go while a program runs, and what their workers print."""
+
+from __future__ import annotations
+
+import re
+
+from clusters import Cluster, finish, read_line, wait_until
+
+WAITING = """
+    import os, time
+    import scaleout
+
+    @scaleout.remote
+    def where(marker):
+        open(marker, "w").close()
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        return os.getppid()
+
+    if __name__ == "__main__":
+        refs = [where.remote(f"began{number}") for number in range(4)]
+        print("running", flush=True)
+        print(len(set(scaleout.get(refs))))
+        scaleout.shutdown()
+"""
+
+
+def test_a_node_that_joins_gets_work(cluster: Cluster) -> None:
+    """Tasks that wait for a CPU run on the new one's."""
+    cluster.start_head()
+    program = cluster.start(WAITING)
+    assert read_line(program) == "running"
+    wait_until(lambda: len(list(cluster.directory.glob("began*"))) == 2)
+    cluster.start_node()
+    wait_until(lambda: len(list(cluster.directory.glob("began*"))) == 4)
+    (cluster.directory / "go").touch()
+    assert finish(program) == "2\n"
+
+
+def test_a_draining_node_gets_no_more_work(pair: Cluster) -> None:
+    program = pair.start(
+        """
+        import os, time
+        from scaleout.multiprocessing import Pool
+
+        def where(number):
+            time.sleep(0.02)
+            return os.getppid()
+
+        if __name__ == "__main__":
+            with Pool(4) as pool:
+                assert len(set(pool.map(where, range(100), chunksize=1))) == 2
+                print("both", flush=True)
+                while len(set(pool.map(where, range(20), chunksize=1))) == 2:
+                    pass
+                print("one", len(pool._pool))
+        """
+    )
+    assert read_line(program) == "both"
+    node = next(node for node in pair.nodes() if not node["is_head"])
+    pair.must("drain", node["node_id"])
+    assert finish(program) == "one 4\n"
+
+
+def test_resources_of_single_nodes(cluster: Cluster) -> None:
+    cluster.start_head()
+    cluster.start_node("--resources", '{"license": 1}')
+    said = cluster.run(
+        """
+        import os
+        import scaleout
+        from scaleout.errors import InfeasibleError
+
+        @scaleout.remote(resources={"license": 1})
+        def licensed():
+            return os.getppid()
+
+        @scaleout.remote(num_cpus=3)
+        def wide():
+            pass
+
+        if __name__ == "__main__":
+            assert len(set(scaleout.get([licensed.remote() for _ in range(6)]))) == 1
+            assert scaleout.cluster_resources()["license"] == 1
+            try:
+                wide.remote()
+            except InfeasibleError as error:
+                print(error)
+            scaleout.shutdown()
+        """
+    )
+    assert "3 CPU asked for" in said
+    assert "on all nodes together" in said
+
+
+def test_amounts_are_the_nodes_to_say(cluster: Cluster) -> None:
+    cluster.start_head()
+    said = cluster.run(
+        """
+        import scaleout
+
+        try:
+            scaleout.init(num_cpus=8)
+        except ValueError as error:
+            print(error)
+        """
+    )
+    assert "CPU cannot be given" in said
+
+
+def test_what_workers_print(pair: Cluster) -> None:
+    """Whole lines, with the node and the pid before them; the end of a line that never ends, too."""
+    program = pair.start(
+        """
+        import os, sys
+        from scaleout.multiprocessing import Pool
+
+        def say(number):
+            print("line", number)
+            print("error", number, file=sys.stderr)
+            os.write(1, b"no end")
+            return os.getpid()
+
+        if __name__ == "__main__":
+            with Pool(2) as pool:
+                pids = set(pool.map(say, range(4), chunksize=1))
+            print("pids", *pids)
+        """
+    )
+    output, errors = program.communicate(timeout=60)
+    assert program.returncode == 0, errors
+    found = re.findall(r"^\(([0-9a-f]+), pid (\d+)\) (.*)$", output, re.M)
+    assert sorted(re.findall(r"line \d", output)) == [f"line {number}" for number in range(4)]
+    assert sorted(re.findall(r"error \d", errors)) == [f"error {number}" for number in range(4)]
+    pids = set(re.search(r"^pids (.*)$", output, re.M)[1].split())  # type: ignore[index]
+    assert {pid for _, pid, _ in found} == pids
+    assert {node for node, _, _ in found} <= {node["node_id"] for node in pair.nodes()}
+    assert output.count("no end") == 4
+
+
+def test_a_worker_that_prints_without_end_is_not_held_up(cluster: Cluster) -> None:
+    cluster.start_head()
+    program = cluster.start(
+        """
+        from scaleout.multiprocessing import Pool
+
+        def flood(number):
+            for _ in range(300_000):
+                print("x" * 50)
+            return number
+
+        if __name__ == "__main__":
+            with Pool(2) as pool:
+                assert pool.map(flood, range(2)) == [0, 1]
+                assert pool.apply(print, ("the end",)) is None
+        """
+    )
+    output, errors = program.communicate(timeout=60)
+    assert program.returncode == 0, errors
+    assert re.search(r"\[\d+ lines were left out", output)
+    assert len(output) < 20_000_000
