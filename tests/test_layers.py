@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "scaleout"
 RUNTIME_LAYERS = [
     ("_runtime.session", "_runtime.refs"),
     ("_runtime.client",),
+    ("_runtime.cluster",),
     ("_runtime.node",),
     ("_runtime.process",),
     ("_runtime.pickling",),
@@ -33,6 +34,8 @@ FACE_MODULES = ("actors", "api", "remoting", "serializers", "state", "util")
 # Above all layers. Each sees itself, `errors` and the seam, and nothing else.
 SHIMS = ("multiprocessing", "futures", "joblib_backend", "cli", FACE)
 SEAM = ("_runtime.session", "_runtime.refs")
+# What the command line sees, in the seam's place: it has no session.
+CONTROL = "_runtime.cluster.control"
 
 # What decides must not know the time, the network, other threads or chance; `now` and facts are handed in.
 IMPURE = frozenset(
@@ -111,6 +114,8 @@ def _may_import(module: str, target: str) -> bool:
     if module == "errors":
         return False
     shim = _shim_of(module)
+    if shim == "cli":
+        return _shim_of(target) == shim or target == CONTROL
     if shim is not None:
         return _shim_of(target) == shim or target in SEAM
     level, target_level = _layer_of(module), _layer_of(target)

@@ -109,9 +109,15 @@ def test_refused_naming_variable_value_and_what_is_accepted(name: str, text: str
     assert isinstance(caught.value, ValueError)
 
 
-def test_an_address_is_refused_in_words_that_say_why() -> None:
-    with pytest.raises(SettingsError, match=r"SCALEOUT_ADDRESS='head:7000': clusters are not supported yet"):
-        Settings.from_environ({"SCALEOUT_ADDRESS": "head:7000"})
+def test_an_address_is_a_host_and_a_port() -> None:
+    assert Settings.from_environ({"SCALEOUT_ADDRESS": "head:7000"}).address == "head:7000"
+    for text in ("head", "head:", ":7000", "head:0", "head:65536", "head:x"):
+        with pytest.raises(SettingsError, match=r"SCALEOUT_ADDRESS=.*HOST:PORT"):
+            Settings.from_environ({"SCALEOUT_ADDRESS": text})
+
+
+def test_the_token_is_in_no_settings() -> None:
+    assert "sesame" not in repr(Settings.from_environ({"SCALEOUT_TOKEN": "sesame"}))
 
 
 def test_spill_dir_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

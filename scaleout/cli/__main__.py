@@ -46,7 +46,7 @@ def main() -> None:
 @click.option("--port", default=0, help="The port to listen on.  [default: a free one; a head's is kept]")
 @click.option("--num-cpus", type=click.IntRange(0), help="CPUs to lend.  [default: those of this machine]")
 @click.option("--num-gpus", type=click.IntRange(0), help="GPUs to lend.  [default: those of this machine]")
-@click.option("--resources", default="{}", help='Others, as JSON: \'{"license": 2}\'.')
+@click.option("--resources", default="{}", help="Others, as JSON: '{\"license\": 2}'.")
 @click.option("--token-file", type=click.Path(dir_okay=False), help="The join token; or set SCALEOUT_TOKEN.")
 @click.option("--block", is_flag=True, help="Stay in the foreground.")
 @_name
@@ -81,9 +81,10 @@ def start(
         return
     click.echo(f"\nprograms:        SCALEOUT_ADDRESS={started['address']} python program.py")
     if host == LOOPBACK:
-        click.echo("other machines:  this head is for this machine only; for others: scaleout start --head --host ADDRESS")
+        click.echo("other machines:  not these: for them it takes scaleout start --head --host ADDRESS")
     else:
-        click.echo(f"other machines:  SCALEOUT_TOKEN={control.token(name)} scaleout start --address {started['address']}")
+        join = f"SCALEOUT_TOKEN={control.token(name)} scaleout start --address {started['address']}"
+        click.echo(f"other machines:  {join}")
 
 
 def _resources(text: str, num_cpus: int | None, num_gpus: int | None) -> dict[str, float]:
@@ -92,7 +93,8 @@ def _resources(text: str, num_cpus: int | None, num_gpus: int | None) -> dict[st
         if not isinstance(found, dict) or not all(isinstance(v, (int, float)) and v >= 0 for v in found.values()):
             raise ValueError
     except ValueError:
-        raise click.UsageError(f'--resources is a JSON object of numbers, such as \'{{"license": 2}}\', not {text!r}') from None
+        example = '{"license": 2}'
+        raise click.UsageError(f"--resources is a JSON object of numbers, such as {example!r}, not {text!r}") from None
     for key, value in (("CPU", num_cpus), ("GPU", num_gpus)):
         if value is not None:
             found[key] = value

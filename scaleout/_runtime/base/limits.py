@@ -39,7 +39,7 @@ REVOKE_SETTLE_SECONDS = 0.001
 """Between storing `revoked_from` and loading `claimed`: far longer than a store takes to become visible."""
 
 WORDS_SECONDS = 0.01
-"""How soon a driver hears that a worker of another machine has begun a task: for `Future.running` and limits of time."""
+"""How soon a driver hears that a worker of another machine has begun a task: for `Future.running`, limits of time."""
 
 FEED_TASKS = 4096
 """Tasks of one lazy iterable that may wait undispatched; the feeder thread pauses above, so memory stays bounded."""

@@ -248,7 +248,7 @@ VARIABLES = (
     ),
 )
 OF_CLUSTERS = ("SCALEOUT_HOME", "SCALEOUT_CLUSTER", "SCALEOUT_TOKEN")
-"""Read where keys are kept and made (`cluster.places`, `client.cluster`), and nowhere shown: one of them is a secret."""
+"""Read where keys are kept and made (`cluster.places`, `client.cluster`); shown nowhere, as one of them is a secret."""
 
 _VARIABLE_OF_NAME = {variable.name: variable for variable in VARIABLES}
 

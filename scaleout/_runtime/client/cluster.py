@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class ClusterSession(EmbeddedSession):
     """As the embedded one, but that no worker is of this process. ClusterError if the cluster cannot be reached."""
 
+    passes_fds = False
+
     def __init__(self, settings: Settings) -> None:
         self._identity = _identity(settings.address)
         self._connected = _connect(settings.address, self._identity)

@@ -2,7 +2,7 @@
 
     newcomer -> node    TLS 1.3; a certificate, if it has one
     node -> newcomer    WELCOME {"role": what the certificate says, or "", "authority": PEM, "head": "HOST:PORT" or ""}
-    no certificate:     JOIN {"token", "role", "id", "request": PEM}; back: JOIN {"certificate": PEM} or {"error"}, closed
+    no certificate:     JOIN {"token", "role", "id", "request": PEM}; back: JOIN {"certificate": PEM} or {"error"}
     a driver's:         ATTACH, see `cluster.dial`
 
 Before a certificate is verified nothing is read but one small JSON object.

@@ -1,4 +1,4 @@
-"""A node's place in its cluster: it registers with the head, says every second that it is there, and learns who else is.
+"""A node's place in its cluster: it registers with the head, says every second that it is there, learns who else is.
 
 A thread of its own, as gRPC blocks. A head that is away is waited for; what runs here goes on.
 """
@@ -39,7 +39,7 @@ class Agent:
     ) -> None:
         self._address = head_address
         self._channel = channel(head_address, identity)
-        self._head = service.HeadStub(self._channel)  # type: ignore[no-untyped-call]
+        self._head = service.HeadStub(self._channel)
         self._node = node
         self._on_nodes = on_nodes
         self._on_fenced = on_fenced

@@ -156,6 +156,6 @@ def _ask(cluster: str, method: str, request: Any) -> Any:
     sock.close()
     with channel(welcome["head"], identity) as to_head:
         try:
-            return getattr(head_pb2_grpc.HeadStub(to_head), method)(request, timeout=5)  # type: ignore[no-untyped-call]
+            return getattr(head_pb2_grpc.HeadStub(to_head), method)(request, timeout=5)
         except grpc.RpcError as error:
             raise ClusterError(f"the head at {welcome['head']} says: {error.details()}") from None

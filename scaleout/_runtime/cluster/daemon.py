@@ -25,7 +25,7 @@ from scaleout._runtime.cluster.agent import Agent
 from scaleout._runtime.cluster.head import Head, HeadState
 from scaleout._runtime.cluster.head_pb2 import Node
 from scaleout._runtime.cluster.node_link import NodeLink
-from scaleout._runtime.cluster.tenant import Tenant
+from scaleout._runtime.cluster.tenant import Gpus, Tenant
 from scaleout._runtime.node.capacity import resources_here
 from scaleout._runtime.node.reactor import Reactor
 from scaleout._runtime.wire import frames
@@ -80,7 +80,8 @@ class Daemon:
     def run(self) -> None:
         """Until SIGTERM or SIGINT; ClusterError if it cannot be started."""
         options = self._options
-        amounts, _ = resources_here(self._settings, options.resources)
+        amounts, gpu_names = resources_here(self._settings, options.resources)
+        self._gpus = Gpus(gpu_names)
         port = options.port or (int(self._last("port") or 0) if options.is_head else 0)  # a head comes back
         try:
             listener = socket.create_server((options.host, port), reuse_port=False)
@@ -200,7 +201,9 @@ class Daemon:
         self._reactor.post(partial(self._open, NodeLink(sock)))
 
     def _open(self, link: NodeLink) -> None:
-        tenant = Tenant(self._reactor, link, self.node_id, self._settings.max_processes, self._tenants.remove, report)
+        tenant = Tenant(
+            self._reactor, link, self.node_id, self._gpus, self._settings.max_processes, self._tenants.remove, report
+        )
         self._tenants.append(tenant)
         tenant.open()
 
@@ -239,8 +242,7 @@ class Daemon:
 def _described(nodes: list[Node]) -> list[Any]:
     """As drivers are told."""
     return [
-        (node.node_id, f"{node.host}:{node.port}", dict(node.resources), node.state, node.is_draining)
-        for node in nodes
+        (node.node_id, f"{node.host}:{node.port}", dict(node.resources), node.state, node.is_draining) for node in nodes
     ]
 
 

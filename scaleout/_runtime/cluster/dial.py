@@ -1,4 +1,4 @@
-"""How drivers and nodes come to a node: the other side of `cluster.admission`. Everything here blocks, for seconds at most.
+"""How drivers and nodes come to a node: the other side of `cluster.admission`. Everything here blocks, for seconds.
 
 ClusterError says, in one line, why it cannot be.
 """

@@ -5,8 +5,9 @@ To the owner a worker of another machine is one like any other: its seat has a l
 there. The control page is a copy: what the owner stores is sent on, what the worker stores arrives a moment later, or
 when it is asked for.
 
-Segments are *mirrored*: a node that needs a range of one which lies elsewhere has a segment of the same id and size, and
-gets that range, at the same place, before the frame that names it. So frames need no translation, in either direction.
+Segments are *mirrored*: a node that needs a range of one which lies elsewhere has a segment of the same id and size,
+and gets that range, at the same place, before the frame that names it. So frames need no translation, in either
+direction.
 
 Everything here runs on the reactor thread, except `forget` and what says so.
 """
@@ -54,7 +55,7 @@ class RemoteNode:
         self.has_state = False
         self.mirrored: set[Extent] = set()
         self.home: set[int] = set()  # segments of its own workers
-        self.questions: dict[int, Callable[[], None]] = {}  # LOOKs that it has not answered
+        self.questions: dict[int, Callable[[], object]] = {}  # LOOKs that it has not answered
 
     @property
     def load(self) -> float:
@@ -153,8 +154,9 @@ class RelayedSeat:
 
     is_relayed = True
 
-    def __init__(self, fleet: Fleet, node: RemoteNode, worker_id: int) -> None:
+    def __init__(self, fleet: Fleet, node: RemoteNode, worker_id: int, shape: Shape) -> None:
         self._fleet = fleet
+        self._gpus = dict(shape).get("GPU", 0)
         self.node = node
         self.worker_id = worker_id
         self.link = RelayedLink(fleet.reactor, node, worker_id)
@@ -167,7 +169,7 @@ class RelayedSeat:
         self._fleet.reactor.flush_soon(self.node.link)
 
     def greet(self, info: dict[str, Any]) -> None:
-        self.tell(frame(frames.GREET, marshal.dumps(info), number=self.worker_id))
+        self.tell(frame(frames.GREET, marshal.dumps((info, self._gpus)), number=self.worker_id))
 
     def introduce(self, segment_id: int, fd: int, size_bytes: int, is_on_disk: bool) -> None:
         body = marshal.dumps((segment_id, size_bytes, is_on_disk))
@@ -183,7 +185,7 @@ class RelayedSeat:
         self.node.home.add(segment_id)
         return self._fleet.mirror(segment_id, size_bytes)
 
-    def when_settled(self, then: Callable[[], None]) -> None:
+    def when_settled(self, then: Callable[[], object]) -> None:
         number = self._fleet.next_question()
         self.node.questions[number] = then
         self.tell(frame(frames.LOOK, aux=number, number=self.worker_id))
@@ -238,7 +240,7 @@ class Fleet:
         wanted = [node for node in self.nodes if node.is_wanted] or self.nodes
         able = [node for node in wanted if node.can_have(shape)] or wanted
         free = [node for node in able if node.has(shape)] or able
-        return RelayedSeat(self, min(free, key=lambda node: node.load), worker_id)
+        return RelayedSeat(self, min(free, key=lambda node: node.load), worker_id, shape)
 
     def fork(self, peer: Peer) -> None:
         seat: Any = peer.seat

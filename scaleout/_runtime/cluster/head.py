@@ -74,7 +74,7 @@ class Head(service.HeadServicer):
             futures.ThreadPoolExecutor(8, thread_name_prefix="scaleout-head"),
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)],
         )
-        service.add_HeadServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        service.add_HeadServicer_to_server(self, self._server)
         credentials = grpc.ssl_server_credentials(
             [(identity.key.read_bytes(), identity.certificate.read_bytes())],
             identity.authority.read_bytes(),

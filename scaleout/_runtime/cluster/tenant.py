@@ -17,6 +17,7 @@ from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise
+from scaleout._runtime.core.resources import Devices
 from scaleout._runtime.node.host import Host, present_state
 from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.node.seat import Seat, SeatSupply
@@ -53,6 +54,21 @@ class Resident:
         self.is_restless = False  # its control page may change without a word
 
 
+class Gpus:
+    """The GPUs of this machine, shared by all its tenants."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self._devices = Devices(len(names))
+
+    def environment_of(self, worker: tuple[int, int], amount: int) -> dict[str, str]:
+        """What a worker that was granted so much, in thousandths, has in its environment."""
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self._names[number] for number in self._devices.take(worker, amount))}
+
+    def give_back(self, worker: tuple[int, int]) -> None:
+        self._devices.give_back(worker)
+
+
 class Output:
     """What a worker writes to its stdout or stderr: a pipe, and the line that is not whole yet."""
 
@@ -80,6 +96,7 @@ class Tenant:
         reactor: Reactor,
         link: NodeLink,
         node_name: str,
+        gpus: Gpus,
         max_processes: int,
         on_end: Callable[[Tenant], None],
         report: Callable[[str], None],
@@ -87,6 +104,7 @@ class Tenant:
         self._reactor = reactor
         self._link = link
         self._node_name = node_name
+        self._gpus = gpus
         self._max_processes = max_processes
         self._on_end = on_end
         self._report = report
@@ -162,7 +180,10 @@ class Tenant:
         resident = Resident(number, self._seats.take())
         self._residents[number] = resident
         self._reactor.watch(resident.link.fileno(), partial(self._on_worker, resident))
-        resident.seat.greet({**marshal.loads(body), "parent_pid": os.getpid()})
+        info, gpus = marshal.loads(body)
+        if gpus:
+            info["environment"] = {**(info["environment"] or {}), **self._gpus.environment_of((id(self), number), gpus)}
+        resident.seat.greet({**info, "parent_pid": os.getpid()})
         self._reactor.flush_soon(resident.link)
 
     def _fork(self, flag: int, aux: int, number: int, body: bytes) -> None:
@@ -421,6 +442,10 @@ class Tenant:
         self._tell_words(resident)
         self._say(last_word)
         del self._residents[resident.worker_id]
+        self._forget(resident)
+
+    def _forget(self, resident: Resident) -> None:
+        self._gpus.give_back((id(self), resident.worker_id))
         self._reactor.forget_link(resident.link)
         resident.link.close()
         resident.seat.release()
@@ -437,9 +462,7 @@ class Tenant:
         for resident in self._residents.values():
             for output in list(resident.outputs.values()):
                 self._end_output(resident, output)
-            self._reactor.forget_link(resident.link)
-            resident.link.close()
-            resident.seat.release()
+            self._forget(resident)
         self._residents.clear()
         if self._host is not None:
             self._reactor.forget_link(self._host.link)

@@ -10,6 +10,7 @@ import ssl
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 NODE = "node"
 DRIVER = "driver"
@@ -61,8 +62,9 @@ def _loaded(context: ssl.SSLContext, identity: Identity) -> ssl.SSLContext:
 def role_of(sock: ssl.SSLSocket) -> tuple[str, str]:
     """(role, id) of the peer, from its verified certificate; ("", "") if it has none."""
     found = sock.getpeercert()
-    for kind, text in (found or {}).get("subjectAltName", ()):
-        parts = str(text).split(":")
+    names: Any = (found or {}).get("subjectAltName", ())
+    for kind, text in names:
+        parts = text.split(":")
         if kind == "URI" and parts[0] == "scaleout" and len(parts) == 4:
             return parts[2], parts[3]
     return "", ""

@@ -1,14 +1,15 @@
 """Which nodes a cluster has, as its head sees them. Pure.
 
-A node registers, gets an epoch, and renews it. Who is silent is first *suspected* (it gets no new work), then *dead*: its
-epoch is over, and what it still says under that is refused. A node that comes back registers anew, under a higher epoch.
+A node registers, gets an epoch, and renews it. Who is silent is first *suspected* (it gets no new work), then *dead*:
+its epoch is over, and what it still says under that is refused. A node that comes back registers anew, under a higher
+epoch.
 
     absent --registered--> alive --silent--> suspected --silent--> dead --registered--> alive
                            alive <--renewed-- suspected
                            alive, suspected --left--> left --registered--> alive
 
-*Absent* is also what a head that was started anew takes all for that it has given an epoch: the process that had it gets
-the same again, so nothing is given up for a head's restart.
+*Absent* is also what a head that was started anew takes all for that it has given an epoch: the process that had it
+gets the same again, so nothing is given up for a head's restart.
 
 `version` grows with every change that others should know of.
 """
@@ -65,8 +66,8 @@ class Membership:
         self.ttl_s = ttl_s
 
     def registered(self, now: float, node_id: str, boot_id: str) -> int:
-        """The node's epoch: a higher one than before, unless it is the same process and was not given up. Make it durable
-        before you answer."""
+        """The node's epoch: a higher one than before, unless it is the same process and was not given up. Make it
+        durable before you answer."""
         member = self.members.get(node_id)
         if member is None:
             member = self.members[node_id] = Member(node_id, 0)

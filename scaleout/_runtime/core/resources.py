@@ -13,7 +13,9 @@ from scaleout._runtime.base import limits
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
+    Worker = Any  # what names it; hashable
     Shape = tuple[tuple[str, int], ...]
 
 MILLI = 1000
@@ -89,9 +91,9 @@ class Devices:
 
     def __init__(self, count: int) -> None:
         self._free = [MILLI] * count
-        self._taken: dict[int, list[tuple[int, int]]] = {}
+        self._taken: dict[Worker, list[tuple[int, int]]] = {}
 
-    def take(self, worker_id: int, amount: int) -> list[int]:
+    def take(self, worker_id: Worker, amount: int) -> list[int]:
         """The devices for a worker that was granted so much. One whose predecessor has not left yet gets the freest."""
         taken: list[tuple[int, int]] = []
         while amount > 0 and len(taken) < len(self._free):
@@ -109,14 +111,14 @@ class Devices:
         return sorted(number for number, _ in taken)
 
     @property
-    def holders(self) -> list[int]:
+    def holders(self) -> list[Worker]:
         """The workers that have some."""
         return list(self._taken)
 
-    def amount_of(self, worker_id: int) -> int:
+    def amount_of(self, worker_id: Worker) -> int:
         return sum(part for _, part in self._taken[worker_id])
 
-    def give_back(self, worker_id: int) -> None:
+    def give_back(self, worker_id: Worker) -> None:
         for number, part in self._taken.pop(worker_id, ()):
             self._free[number] += part
 

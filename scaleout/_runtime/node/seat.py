@@ -28,7 +28,9 @@ class Seat:
 
     is_relayed = False
 
-    def __init__(self, supply: SeatSupply, link: Link, theirs: socket.socket, page: tuple[int, int, memoryview]) -> None:
+    def __init__(
+        self, supply: SeatSupply, link: Link, theirs: socket.socket, page: tuple[int, int, memoryview]
+    ) -> None:
         self._supply = supply
         self.link = link
         self._theirs: socket.socket | None = theirs
@@ -57,7 +59,7 @@ class Seat:
         """The fd of the segment that the worker has just announced."""
         return self.link.fds.popleft()
 
-    def when_settled(self, then: Callable[[], None]) -> None:
+    def when_settled(self, then: Callable[[], object]) -> None:
         """Call it when what was stored in the control page before is known to the worker, and what that has claimed by
         then to us."""
         self._supply.reactor.call_later(limits.REVOKE_SETTLE_SECONDS, then)

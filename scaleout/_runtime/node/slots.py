@@ -113,7 +113,7 @@ class Slots:
     def environment_of(self, peer: Peer, group: WorkerGroup) -> dict[str, str]:
         """On the reactor thread: what a worker has in its environment on top, before anything of the user's runs."""
         amount = dict(group.shape).get(GPU, 0)
-        if not amount:
+        if not amount or peer.seat.is_relayed:  # then its node says which
             return {}
         taken = self.devices.take(peer.worker_id, amount)
         return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpu_names[number] for number in taken)}
