@@ -178,9 +178,9 @@ def set_preload(modules: list[str]) -> None:
 def cpu_count() -> int:
     """How many CPUs this process may use, or SCALEOUT_NUM_CPUS; on a cluster, how many its nodes have."""
     if _session is not None:
-        return _session.settings.num_cpus
+        return _session.num_cpus
     settings = Settings.from_environ(os.environ)
-    return default_session().settings.num_cpus if settings.address else settings.num_cpus
+    return default_session().num_cpus if settings.address else settings.num_cpus
 
 
 def is_on_cluster() -> bool:

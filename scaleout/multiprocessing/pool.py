@@ -72,6 +72,7 @@ class Pool:
     ) -> None:
         self._state = INIT
         self._pid = this_process.pid
+        follows_cluster = processes is None
         if processes is None:
             processes = cpu_count()
         if processes < 1:
@@ -91,6 +92,7 @@ class Pool:
         self._last_caller = 0  # the thread that made the last call of `apply`
         self._group = default_session().open_group(
             processes,
+            follows_cluster=follows_cluster,
             initializer=initializer,
             initargs=initargs,
             tasks_per_worker=maxtasksperchild,

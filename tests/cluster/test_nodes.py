@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from clusters import Cluster, finish, read_line, wait_until
+from clusters import Cluster, finish, kill, read_line, wait_until
 
 WAITING = """
     import os, time
@@ -34,6 +34,29 @@ def test_a_node_that_joins_gets_work(cluster: Cluster) -> None:
     cluster.start_node()
     wait_until(lambda: len(list(cluster.directory.glob("began*"))) == 4)
     (cluster.directory / "go").touch()
+    assert finish(program) == "2\n"
+
+
+def test_a_pool_without_a_size_follows_the_nodes(cluster: Cluster) -> None:
+    cluster.start_head()
+    program = cluster.start(
+        """
+        import time
+        from scaleout.multiprocessing import Pool, cpu_count
+
+        if __name__ == "__main__":
+            with Pool() as pool:
+                for expected in (2, 5, 2):
+                    while (len(pool._pool), cpu_count()) != (expected, expected):
+                        assert pool.map(abs, range(-9, 0)) == list(range(9, 0, -1))
+                        time.sleep(0.01)
+                    print(expected, flush=True)
+        """
+    )
+    assert read_line(program) == "2"
+    node = cluster.start_node(cpus=3)
+    assert read_line(program) == "5"
+    kill(cluster.pid_of(node))
     assert finish(program) == "2\n"
 
 

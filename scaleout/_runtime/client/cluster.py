@@ -39,6 +39,11 @@ class ClusterSession(EmbeddedSession):
         fleet.dial = lambda address: dial.attach(address, self._identity)[0]
         return fleet
 
+    @property
+    def num_cpus(self) -> int:
+        owner = self._owner
+        return owner.keeper.num_cpus if owner is not None else self.settings.num_cpus
+
     def close_idle(self) -> None:
         for node in self._connected:
             node.link.close()

@@ -68,12 +68,18 @@ class EmbeddedSession:
         self._lock = threading.RLock()
         self.is_closed = False
 
+    @property
+    def num_cpus(self) -> int:
+        """How many CPUs there are for workers."""
+        return self.settings.num_cpus
+
     # -- groups ----------------------------------------------------------------------------------
 
     def open_group(
         self,
         size: int,
         *,
+        follows_cluster: bool = False,
         initializer: Callable[..., Any] | None = None,
         initargs: Iterable[Any] = (),
         tasks_per_worker: int | None = None,
@@ -84,8 +90,9 @@ class EmbeddedSession:
         reducers: str | None = None,
         carries_globals: bool = False,
     ) -> GroupHandle:
-        """Start `size` workers; returns at once, before they are up. Not `takes_nameless`: lambdas and closures in
-        results are refused. The group is broken after so many `initializer_failures` in a row. `environment` is what
+        """Start `size` workers; returns at once, before they are up. If the group `follows_cluster`, there are as many
+        as its nodes have CPUs from the next change of these on. Not `takes_nameless`: lambdas and closures in results
+        are refused. The group is broken after so many `initializer_failures` in a row. `environment` is what
         its workers have in `os.environ` on top of what this process has, before they import anything of the user's.
         `reducers` is the name of a module whose function of this name gives reducers for what the group pickles. With
         `carries_globals`, a function without a name brings the globals along that it reads, as cloudpickle has it,
@@ -112,7 +119,9 @@ class EmbeddedSession:
             encoder = self.encoder
             if reducers is not None or carries_globals:
                 encoder = Encoder(self.book, of_module(reducers), carries_globals)
-            handle = GroupHandle(self, owner, WorkerGroup(core, hello, owner.objects), encoder)
+            group = WorkerGroup(core, hello, owner.objects)
+            group.follows_cluster = follows_cluster
+            handle = GroupHandle(self, owner, group, encoder)
             owner.opening += 1
             handle.is_open = True
         try:

@@ -25,6 +25,10 @@ class InlineSession:
         self.settings = settings
         self.is_closed = False
 
+    @property
+    def num_cpus(self) -> int:
+        return int(self.settings.num_cpus)
+
     def open_group(
         self,
         size: int,

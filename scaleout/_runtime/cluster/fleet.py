@@ -269,6 +269,11 @@ class Fleet:
         node.link.queue(data)
         self.reactor.flush_soon(node.link)
 
+    @property
+    def num_cpus(self) -> int:
+        """Any thread: of all nodes."""
+        return max(1, sum(node.resources.get("CPU", 0) for node in list(self.nodes)) // 1000)
+
     def capacity(self, settings: Settings, amounts: dict[str, float]) -> tuple[list[dict[str, int]], list[str]]:
         """As `node.keeper`'s. ValueError for amounts: each node says what it has."""
         if amounts:

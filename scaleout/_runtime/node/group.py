@@ -44,6 +44,7 @@ class WorkerGroup:
         self.carrying: list[tuple[Any, ...]] = []  # effects that are being carried out
         self.lent: tuple[Peer, ...] = ()  # workers that submitting threads may talk to themselves
         self.wants_direct = False  # set by submitting threads
+        self.follows_cluster = False  # as many workers as the nodes have CPUs
         self.keeps_order = False  # its tasks are an actor's calls
         self.shape: Any = ()  # what each of its tasks needs, for a group that shares the node's resources
         self.actor: Any = None  # actors.Fate: what is said of it

@@ -102,8 +102,9 @@ class ObjectTable:
         """Any thread: one use more of each, from before what this thread posts next."""
         self._reactor.post(partial(self.hold_now, extents))
 
-    def release(self, extents: list[Extent]) -> None:
-        """Any thread, finalizers included: uses taken by `pack`, `store`, `store_buffer` or `hold` are over."""
+    def release(self, extents: list[Extent], partial: Any = partial) -> None:
+        """Any thread, finalizers included: uses taken by `pack`, `store`, `store_buffer` or `hold` are over. (At the
+        interpreter's end, names of modules are gone: hence the default.)"""
         self._reactor.post(partial(self.drop, extents))
 
     def object_of(self, encoded: Encoded) -> bytes | StoredObject:
