@@ -84,7 +84,7 @@ COUNT_GARBAGE = ["-1", "+1", "1.0", "1e3", "1_0", "0x10", "two", "٣", "1 2", "9
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("ADDRESS", "localhost:7000"),
+        ("ADDRESS", "localhost"),
         ("ADDRESS", "embedded"),
         *[("NUM_CPUS", text) for text in ["0", *COUNT_GARBAGE]],
         *[("MAX_RETRIES", text) for text in COUNT_GARBAGE],
