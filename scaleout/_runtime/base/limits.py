@@ -9,8 +9,11 @@ INLINE_BYTES = 64 * 1024
 FRAME_BYTES = 1 << 20
 """A body larger than this from a local process is a bug of ours, not data: nothing legitimate comes near it."""
 
-PIECE_BYTES = 256 * 1024
-"""Of a large value on a link between machines: what is small and comes after it in the queue waits for little more."""
+PIECE_BYTES = 512 * 1024
+"""Of a large value on a link between machines: a frame of its own, within what a frame may be."""
+
+TURN_BYTES = 1 << 20
+"""What one turn of a reactor reads or sends on a link between machines, so that others have their turn."""
 
 RECEIVE_BYTES = 64 * 1024
 """One receive: larger buffers cost more to allocate than the system calls they save (13 µs at 256 KiB, 1.3 at 64)."""

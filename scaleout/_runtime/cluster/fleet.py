@@ -21,7 +21,9 @@ import threading
 import time
 from functools import partial
 
+from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise
+from scaleout._runtime.core.warm import WarmRanges
 from scaleout._runtime.node.host import present_state
 from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.store import segment
@@ -54,6 +56,7 @@ class RemoteNode:
         self.peers: dict[int, Peer] = {}
         self.has_state = False
         self.mirrored: set[Extent] = set()
+        self.warm = WarmRanges()  # was mirrored, and may be overwritten
         self.home: set[int] = set()  # segments of its own workers
         self.questions: dict[int, Callable[[], object]] = {}  # LOOKs that it has not answered
 
@@ -179,6 +182,7 @@ class RelayedSeat:
         node = self.node
         if extent[0] not in node.home and extent not in node.mirrored:
             node.mirrored.add(extent)
+            node.warm.reused(_pages_of(extent))
             self.tell(Piecewise(extent, fd))
 
     def take_segment(self, segment_id: int, size_bytes: int) -> int:
@@ -197,6 +201,12 @@ class RelayedSeat:
         self.link.close()
 
 
+def _pages_of(extent: Extent) -> Extent:
+    """The whole pages, which are its own."""
+    segment_id, offset, size_bytes = extent
+    return segment_id, offset, segment.round_to_pages(size_bytes)
+
+
 class Fleet:
     """The nodes of a driver, with the interface of `node.keeper.ZygoteKeeper`.
 
@@ -209,6 +219,9 @@ class Fleet:
         self._max_processes = max_processes
         self._questions = 0
         self.host = None  # no zygote is ours
+        self._warm = WarmRanges()  # of our own mirrors
+        self._is_trim_armed = False
+        self._used_at = 0.0
         self._mirrors: dict[int, int] = {}  # the fds of what we mirror, by segment
         self.peers: dict[int, Peer] = {}
         self.on_exit: Callable[[Peer], None] = lambda peer: None
@@ -298,14 +311,39 @@ class Fleet:
     def over(self, extents: list[Extent]) -> None:
         """Nobody reads these any more."""
         for node in self.nodes:
-            gone = [extent for extent in extents if extent in node.mirrored]
-            if gone:
-                node.mirrored.difference_update(gone)
-                self._tell(node, frame(frames.DISCARD, marshal.dumps(gone)))
-        for segment_id, offset, size_bytes in extents:
-            fd = self._mirrors.get(segment_id)
-            if fd is not None:
-                segment.punch(fd, offset, segment.round_to_pages(size_bytes))
+            for extent in extents:
+                if extent in node.mirrored:
+                    node.mirrored.discard(extent)
+                    node.warm.add(_pages_of(extent))
+        for extent in extents:
+            if extent[0] in self._mirrors:
+                self._warm.add(_pages_of(extent))
+        if max(warm.size_bytes for warm in self._all_warm) > limits.WARM_BYTES:
+            self._trim()
+        elif not self._is_trim_armed:
+            self._is_trim_armed = True
+            self.reactor.call_later(limits.WARM_SECONDS, self._trim_if_idle)
+        self._used_at = time.monotonic()
+
+    @property
+    def _all_warm(self) -> list[WarmRanges]:
+        return [self._warm, *(node.warm for node in self.nodes)]
+
+    def _trim_if_idle(self) -> None:
+        if time.monotonic() - self._used_at < limits.WARM_SECONDS * 0.9:
+            self.reactor.call_later(limits.WARM_SECONDS, self._trim_if_idle)
+            return
+        self._is_trim_armed = False
+        self._trim()
+
+    def _trim(self) -> None:
+        """Give the pages back that nobody needs."""
+        for node in self.nodes:
+            ranges = node.warm.take()
+            if ranges:
+                self._tell(node, frame(frames.DISCARD, marshal.dumps(ranges)))
+        for segment_id, offset, size_bytes in self._warm.take():
+            segment.punch(self._mirrors[segment_id], offset, size_bytes)
 
     # -- from the nodes --------------------------------------------------------------------------
 
@@ -400,7 +438,9 @@ class Fleet:
     def _write_piece(self, segment_id: int, body: bytes) -> None:
         fd = self._mirrors.get(segment_id)
         if fd is not None:
-            os.pwrite(fd, memoryview(body)[OFFSET.size :], OFFSET.unpack_from(body)[0])
+            offset = OFFSET.unpack_from(body)[0]
+            self._warm.reused(_pages_of((segment_id, offset, len(body) - OFFSET.size)))
+            os.pwrite(fd, memoryview(body)[OFFSET.size :], offset)
 
     def _node_died(self, node: RemoteNode) -> None:
         """The node is gone, or cut off, and its workers with it; nobody is charged."""

@@ -13,7 +13,7 @@ from struct import Struct
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.wire import frames
-from scaleout._runtime.wire.frames import frame
+from scaleout._runtime.wire.frames import HEADER
 from scaleout._runtime.wire.link import GATHER_BYTES, Link
 
 TYPE_CHECKING = False
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from scaleout._runtime.store.segment import Extent
 
 OFFSET = Struct("<Q")
+
+RECORD_BYTES = 16 * 1024
+"""The longest record of TLS: what the library may hold that no poll of the socket shows."""
 
 
 class Piecewise:
@@ -42,7 +45,8 @@ class Piecewise:
         data = os.pread(self.fd, min(self.left, limits.PIECE_BYTES), self.offset)
         if not data:  # the segment was cut short: what is missing reads as zeros
             data = bytes(min(self.left, limits.PIECE_BYTES))
-        piece = frame(frames.PIECE, OFFSET.pack(self.offset) + data, number=self.segment_id)
+        head = HEADER.pack(OFFSET.size + len(data), frames.PIECE, 0, 0, self.segment_id)
+        piece = b"".join((head, OFFSET.pack(self.offset), data))
         self.offset += len(data)
         self.left -= len(data)
         return piece
@@ -54,27 +58,33 @@ class Piecewise:
 class NodeLink(Link):
     """Non-blocking. One thread at a time uses it, as a TLS connection has one state for both directions."""
 
-    __slots__ = ("_is_encrypted", "_queue", "_sending")
+    __slots__ = ("_buffer", "_is_encrypted", "_queue", "_sending")
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self._is_encrypted = isinstance(sock, ssl.SSLSocket)
         self._queue: deque[Any] = deque()
+        self._buffer = memoryview(bytearray(limits.TURN_BYTES + RECORD_BYTES))
         self._sending = memoryview(b"")  # the same bytes again after a write that did not go through, as TLS wants it
 
     # -- receiving -------------------------------------------------------------------------------
 
     def receive(self) -> bytes:
+        size = 0
+        buffer = self._buffer
         try:
-            data = self.sock.recv(limits.RECEIVE_BYTES)
-            while self._is_encrypted and data and (pending := self.sock.pending()):  # type: ignore[attr-defined]
-                data += self.sock.recv(pending)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise BlockingIOError from None
-        if self._tail:
-            data = self._tail + data if data else b""
-            self._tail = b""
-        return data
+            while (size < limits.TURN_BYTES or self._has_more) and (got := self.sock.recv_into(buffer[size:])):
+                size += got  # a record of TLS at most: 16 KB
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if not size:
+                raise BlockingIOError from None
+        tail, self._tail = self._tail, b""
+        return b"".join((tail, buffer[:size])) if size else b""
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether there is something that no poll of the socket will show."""
+        return self._is_encrypted and self.sock.pending() > 0  # type: ignore[attr-defined]
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -87,10 +97,14 @@ class NodeLink(Link):
             data.close()
 
     def flush(self) -> bool:
+        size = 0
         try:
             while self._sending or self._load():
                 sent = self.sock.send(self._sending)
                 self._sending = self._sending[sent:]
+                size += sent
+                if size >= limits.TURN_BYTES:
+                    return not (self._sending or self._queue)  # the rest when the socket says that it takes more
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         except (ValueError, OSError):
@@ -113,7 +127,7 @@ class NodeLink(Link):
                 queue.popleft()
             parts.append(data)
             size += len(data)
-        self._sending = memoryview(b"".join(parts))
+        self._sending = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
         return size > 0
 
     def discard_outbound(self) -> None:
