@@ -18,8 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-LOOPBACK = "127.0.0.1"
-
 
 class _Group(click.Group):
     """Says what is wrong in one line."""
@@ -42,7 +40,11 @@ def main() -> None:
 @main.command()
 @click.option("--head", is_flag=True, help="The first node of a cluster, which keeps its state.")
 @click.option("--address", help="HOST:PORT of the head, for any other node.")
-@click.option("--host", default=LOOPBACK, show_default=True, help="The address to listen on.")
+@click.option(
+    "--host",
+    default="",
+    help="The address to listen on.  [default: a head's is loopback, others' the one by which they reach the head]",
+)
 @click.option("--port", default=0, help="The port to listen on.  [default: a free one; a head's is kept]")
 @click.option("--num-cpus", type=click.IntRange(0), help="CPUs to lend.  [default: those of this machine]")
 @click.option("--num-gpus", type=click.IntRange(0), help="GPUs to lend.  [default: those of this machine]")
@@ -80,7 +82,7 @@ def start(
     if not head:
         return
     click.echo(f"\nprograms:        SCALEOUT_ADDRESS={started['address']} python program.py")
-    if host == LOOPBACK:
+    if not host:
         click.echo("other machines:  not these: for them it takes scaleout start --head --host ADDRESS")
     else:
         join = f"SCALEOUT_TOKEN={control.token(name)} scaleout start --address {started['address']}"

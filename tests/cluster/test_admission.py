@@ -120,7 +120,7 @@ def test_tokens(cluster: Cluster, tmp_path: Path) -> None:
     identity = dial.join(cluster.address, token, tmp_path / "a", "driver", tls.DRIVER, "1")
     node, _ = dial.attach(cluster.address, identity)
     node.link.close()
-    assert (tmp_path / "a/driver.key").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "a/driver.pem").stat().st_mode & 0o777 == 0o600
     other = "0" * 32 + token[32:]
     with pytest.raises(ClusterError, match="token"):
         dial.join(cluster.address, other, tmp_path / "a", "driver2", tls.DRIVER, "2")
@@ -191,10 +191,57 @@ def test_another_python(cluster: Cluster) -> None:
     cluster.start_head()
     sock, _ = dial.connect(cluster.address, tls.client_context(driver_of(cluster)))
     with sock:
-        sock.sendall(frame(frames.ATTACH, marshal.dumps({"python": (3, 99), "pid": 1})))
+        sock.sendall(frame(frames.ATTACH, marshal.dumps({**dial.introduction(), "python": "3.99"})))
         kind, _, _, _, body = _one_frame(sock)
         assert kind == frames.REFUSED
-        assert b"3.99" in body
+        assert b"it runs Python" in body and b"3.99" in body
+
+
+def test_another_version_of_scaleout(cluster: Cluster) -> None:
+    import marshal
+
+    cluster.start_head()
+    sock, _ = dial.connect(cluster.address, tls.client_context(driver_of(cluster)))
+    with sock:
+        sock.sendall(frame(frames.ATTACH, marshal.dumps({**dial.introduction(), "scaleout": "99.0"})))
+        kind, _, _, _, body = _one_frame(sock)
+        assert kind == frames.REFUSED
+        assert b"it runs scaleout" in body and b"99.0" in body
+
+
+def test_a_driver_cannot_speak_for_a_node(cluster: Cluster) -> None:
+    import grpc
+
+    from scaleout._runtime.cluster import head_pb2 as pb
+    from scaleout._runtime.cluster.head import channel
+    from scaleout._runtime.cluster.head_pb2_grpc import HeadStub
+
+    cluster.start_head()
+    sock, welcome = dial.connect(cluster.address, tls.client_context(driver_of(cluster)))
+    sock.close()
+    (node,) = cluster.nodes()
+    with channel(welcome["head"], driver_of(cluster)) as to_head:
+        for request in (
+            lambda head: head.Leave(pb.LeaveRequest(node_id=node["node_id"], epoch=1), timeout=10),
+            lambda head: head.Register(pb.RegisterRequest(node=pb.Node(node_id="another")), timeout=10),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                request(HeadStub(to_head))
+            assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert len(cluster.nodes()) == 1
+
+
+def test_who_sends_a_byte_now_and_then_does_not_keep_its_place(cluster: Cluster) -> None:
+    cluster.start_head()
+    with socket.create_connection(port_of(cluster)) as sock:
+        started = time.monotonic()
+        try:
+            while time.monotonic() < started + DEADLINE_S:
+                sock.sendall(b"\x16\x03\x01\x02\x00"[:1])
+                time.sleep(0.5)
+        except ConnectionError:
+            pass
+        assert time.monotonic() < started + DEADLINE_S
 
 
 def _one_frame(sock: ssl.SSLSocket) -> tuple[int, int, int, int, bytes]:

@@ -151,5 +151,3 @@ def kill_if_there(process: psutil.Process) -> None:
         process.kill()
     except psutil.NoSuchProcess:
         pass
-
-

@@ -36,7 +36,7 @@ def test_the_life_of_a_cluster(cluster: Cluster) -> None:
     assert head in said and node in said
     assert "no node" in cluster.must("stop")
     assert list(cluster.directory.glob("run/scaleout/default/node-*.json")) == []
-    assert list(cluster.directory.glob("home/default/node-*.key")) == []
+    assert list(cluster.directory.glob("home/default/node-*")) == []
 
 
 def test_a_head_comes_back_where_it_was(cluster: Cluster) -> None:
@@ -67,6 +67,7 @@ def test_bad_input(cluster: Cluster) -> None:
     assert "JSON" in error("--head", "--resources", "license=2")
     assert "'../x'" in error("--head", "--name", "../x")
     assert "192.0.2" in error("--head", "--host", "192.0.2.1")
+    assert "no address that others can dial" in error("--head", "--host", "0.0.0.0")
     assert "token" in error("--address", "127.0.0.1:1")
     assert "not a join token" in error("--address", "127.0.0.1:1", SCALEOUT_TOKEN="sesame")
     token = "0" * 32 + "-" + "0" * 64

@@ -10,7 +10,8 @@ FRAME_BYTES = 1 << 20
 """A body larger than this from a local process is a bug of ours, not data: nothing legitimate comes near it."""
 
 PIECE_BYTES = 512 * 1024
-"""Of a large value on a link between machines: a frame of its own, within what a frame may be."""
+"""Of a large value, or of what one worker is sent or has said, on a link between machines: a frame of its own, within
+what a frame may be."""
 
 TURN_BYTES = 1 << 20
 """What one turn of a reactor reads or sends on a link between machines, so that others have their turn."""
@@ -77,6 +78,15 @@ LINE_BYTES = 8192
 
 OUTPUT_BYTES_PER_SECOND = 1 << 20
 """Of all that a driver's workers on one node print; the rest is dropped, and counted. Nobody reads faster."""
+
+SILENCE_SECONDS = 10
+"""A machine that does not answer for so long is gone: see also `core.membership`."""
+
+HEAD_SECONDS = 1.0
+"""For what a node asks its head while a driver waits; if that is away, the node says what it knows."""
+
+RESTLESS_SECONDS = 1.0
+"""How long a worker's control page is looked at after something was sent to it or by it: it may begin a task late."""
 
 RENEW_SECONDS = 1.0
 """How often a node tells the head that it is there."""

@@ -27,15 +27,17 @@ class ClusterSession(EmbeddedSession):
 
     def __init__(self, settings: Settings) -> None:
         self._identity = _identity(settings.address)
-        self._connected = _connect(settings.address, self._identity)
+        self._connected, self._version = _connect(settings.address, self._identity)
         cpus = sum(node.resources.get("CPU", 0) for node in self._connected) // 1000
         values = {field: getattr(settings, field) for field in Settings.__slots__}
         super().__init__(Settings(**{**values, "num_cpus": max(1, cpus)}), None)
 
     def _new_keeper(self, host: Host | None, reactor: Reactor) -> Any:
-        nodes, self._connected = self._connected, []
-        nodes = nodes or _connect(self.settings.address, self._identity)
-        fleet = Fleet(reactor, nodes, self.settings.max_processes)
+        nodes, version = self._connected, self._version
+        self._connected = []
+        if not nodes:
+            nodes, version = _connect(self.settings.address, self._identity)
+        fleet = Fleet(reactor, nodes, version, self.settings.max_processes)
         fleet.dial = lambda address: dial.attach(address, self._identity)[0]
         return fleet
 
@@ -54,17 +56,18 @@ class ClusterSession(EmbeddedSession):
         super().forget()
 
 
-def _connect(address: str, identity: tls.Identity) -> list[RemoteNode]:
-    """Links to all nodes of the cluster that are there."""
+def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], int]:
+    """(links to all nodes of the cluster that are there, the version of the list of these)"""
     first, info = dial.attach(address, identity)
     nodes = [first]
-    for node_id, at, _, state, is_draining in info["nodes"]:
+    version, others = info["nodes"]
+    for node_id, at, _, state, is_draining in others:
         if node_id != first.node_id and state == "alive" and not is_draining:
             try:
                 nodes.append(dial.attach(at, identity)[0])
             except ClusterError:
                 pass  # it is about to be found dead
-    return nodes
+    return nodes, version
 
 
 def _identity(address: str) -> tls.Identity:

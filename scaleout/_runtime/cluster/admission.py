@@ -11,6 +11,7 @@ Before a certificate is verified nothing is read but one small JSON object.
 from __future__ import annotations
 
 import json
+import select
 import socket
 import ssl
 import threading
@@ -72,13 +73,19 @@ class Admission:
                 sock.close()
                 self._refused(address, f"{limits.ADMISSIONS} others have not shown who they are yet")
                 continue
-            threading.Thread(target=self._admit, args=(sock, address), daemon=True).start()
+            try:
+                threading.Thread(target=self._admit, args=(sock, address), daemon=True).start()
+            except RuntimeError as error:  # no more threads
+                sock.close()
+                self._places.release()
+                self._refused(address, str(error))
 
     def _admit(self, sock: socket.socket, address: Any) -> None:
+        deadline = time.monotonic() + limits.DIAL_SECONDS
         try:
             sock.settimeout(limits.DIAL_SECONDS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._serve(sock)
+            self._serve(sock, deadline)
         except (ClusterError, OSError, ValueError) as error:
             sock.close()
             reason = tls.explained(error) if isinstance(error, ssl.SSLError) else str(error)
@@ -86,14 +93,14 @@ class Admission:
         finally:
             self._places.release()
 
-    def _serve(self, sock: socket.socket) -> None:
-        secure = self._context.wrap_socket(sock, server_side=True)
+    def _serve(self, sock: socket.socket, deadline: float) -> None:
+        secure = self._handshake(sock, deadline)
         try:
             role, _ = tls.role_of(secure)
             welcome = {"role": role, "authority": self._authority_pem, "head": self._head_address}
             secure.sendall(frame(frames.WELCOME, json.dumps(welcome).encode()))
             try:
-                kind, body = receive_frame(secure, limits.NEWCOMER_BYTES)
+                kind, body = receive_frame(secure, limits.NEWCOMER_BYTES, deadline)
             except ClusterError:
                 if role:  # a member that wanted to know no more than where the head is
                     secure.close()
@@ -106,6 +113,29 @@ class Admission:
                 secure.close()
             else:
                 raise ClusterError(f"a {role or 'stranger'} sent a frame of kind {kind}")
+        except BaseException:
+            secure.close()
+            raise
+
+    def _handshake(self, sock: socket.socket, deadline: float) -> ssl.SSLSocket:
+        """In steps, as a timeout of the socket would begin anew with every byte."""
+        secure = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        try:
+            secure.setblocking(False)
+            while True:
+                try:
+                    secure.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    wanted = select.POLLIN
+                except ssl.SSLWantWriteError:
+                    wanted = select.POLLOUT
+                poll = select.poll()
+                poll.register(secure, wanted)
+                if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                    raise ClusterError(f"it has not shown who it is in {limits.DIAL_SECONDS:g} s")
+            secure.settimeout(limits.DIAL_SECONDS)
+            return secure
         except BaseException:
             secure.close()
             raise
@@ -140,18 +170,22 @@ class Admission:
         self._report(f"refused {address[0]}: {reason}{more}")
 
 
-def receive_frame(sock: socket.socket, limit_bytes: int) -> tuple[int, bytes]:
-    """(kind, body) of one frame. ClusterError if it is longer, or the stream ends before it does."""
-    header = _receive_exactly(sock, HEADER_BYTES)
+def receive_frame(sock: socket.socket, limit_bytes: int, deadline: float) -> tuple[int, bytes]:
+    """(kind, body) of one frame. ClusterError if it is longer, or the stream ends before it does, or the time."""
+    header = _receive_exactly(sock, HEADER_BYTES, deadline)
     length, kind, _, _, _ = HEADER.unpack(header)
     if length > limit_bytes:
         raise ClusterError(f"a frame of {length} bytes, where {limit_bytes} are the most")
-    return kind, _receive_exactly(sock, length)
+    return kind, _receive_exactly(sock, length, deadline)
 
 
-def _receive_exactly(sock: socket.socket, size: int) -> bytes:
+def _receive_exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
     data = b""
     while len(data) < size:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ClusterError("what was to come has not come in time")
+        sock.settimeout(left)
         more = sock.recv(size - len(data))
         if not more:
             raise ClusterError("the connection was closed by the other side")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Agent:
     """See the module's docstring.
 
-    `on_nodes(nodes)` is told of every change of the list of nodes; `on_fenced()` when our epoch is over: what was begun
+    `on_nodes(reply)` is told of every change of the list of nodes; `on_fenced()` when our epoch is over: what was begun
     under it others may have begun anew. Both are called on the agent's thread. `report(line)` writes to the log.
     """
 
@@ -33,7 +33,7 @@ class Agent:
         head_address: str,
         identity: tls.Identity,
         node: pb.Node,
-        on_nodes: Callable[[list[pb.Node]], None],
+        on_nodes: Callable[[pb.NodesReply], None],
         on_fenced: Callable[[], None],
         report: Callable[[str], None],
     ) -> None:
@@ -72,9 +72,11 @@ class Agent:
                     self._is_away = False
                     self._report(f"the head at {self._address} is back")
             except grpc.RpcError as error:
+                if self._is_over.is_set():
+                    return
                 if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
                     self._try_to_register()
-                elif not self._is_away and not self._is_over.is_set():
+                elif not self._is_away:
                     self._is_away = True
                     self._report(f"the head at {self._address} does not answer ({error.code().name}); work goes on")
 
@@ -82,19 +84,14 @@ class Agent:
         request = pb.RenewRequest(node_id=self._node.node_id, epoch=self.epoch)
         version = self._head.Renew(request, timeout=limits.DIAL_SECONDS).version
         if version != self._version:
-            self._ask_for_nodes()
+            reply = self._head.Nodes(pb.NodesRequest(), timeout=limits.DIAL_SECONDS)
+            self._version = reply.version
+            self._on_nodes(reply)
 
-    def _ask_for_nodes(self) -> list[pb.Node]:
-        reply = self._head.Nodes(pb.NodesRequest(), timeout=limits.DIAL_SECONDS)
-        self._version = reply.version
-        nodes = list(reply.nodes)
-        self._on_nodes(nodes)
-        return nodes
-
-    def nodes(self) -> list[pb.Node] | None:
+    def nodes(self) -> pb.NodesReply | None:
         """Any thread: the nodes at this moment; None if the head does not answer."""
         try:
-            return self._ask_for_nodes()
+            return self._head.Nodes(pb.NodesRequest(), timeout=limits.HEAD_SECONDS)
         except grpc.RpcError:
             return None
 

@@ -6,6 +6,7 @@ failed, it says so in one line of JSON on stdout: {"address", "node_id", "head"}
 
 from __future__ import annotations
 
+import fcntl
 import json
 import marshal
 import os
@@ -23,7 +24,7 @@ from scaleout._runtime.cluster import dial, keys, places, tls
 from scaleout._runtime.cluster.admission import Admission
 from scaleout._runtime.cluster.agent import Agent
 from scaleout._runtime.cluster.head import Head, HeadState
-from scaleout._runtime.cluster.head_pb2 import Node
+from scaleout._runtime.cluster.head_pb2 import Node, NodesReply
 from scaleout._runtime.cluster.node_link import NodeLink
 from scaleout._runtime.cluster.tenant import Gpus, Tenant
 from scaleout._runtime.node.capacity import resources_here
@@ -37,14 +38,19 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+LOOPBACK = "127.0.0.1"
+WILDCARDS = ("0.0.0.0", "::", "*")
+
+
 class Options:
-    """What `scaleout start` was asked for. An `address` is that of the head, for a node that is not the head."""
+    """What `scaleout start` was asked for. An `address` is that of the head, for a node that is not the head. Without a
+    `host` a head listens on loopback, and other nodes on the address by which this machine reaches the head."""
 
     def __init__(
         self,
         cluster: str = "default",
         address: str = "",
-        host: str = "127.0.0.1",
+        host: str = "",
         port: int = 0,
         resources: dict[str, float] | None = None,
     ) -> None:
@@ -72,7 +78,7 @@ class Daemon:
         self._is_over = threading.Event()
         self._reactor = Reactor("scaleout-node", lambda item: item(), lambda: None, self._is_over.set)
         self._tenants: list[Tenant] = []
-        self._nodes: list[Any] = []  # as drivers are told
+        self._nodes: tuple[int, list[Any]] = (0, [])  # as drivers are told, and the list's version
         self._head: Head | None = None
         self._agent: Agent | None = None
         self._record = self._local / f"node-{self.node_id}.json"
@@ -80,21 +86,27 @@ class Daemon:
     def run(self) -> None:
         """Until SIGTERM or SIGINT; ClusterError if it cannot be started."""
         options = self._options
+        if options.is_head:
+            self._lock_head()
+        joined = None if options.is_head else self._identity()
+        host = options.host or (LOOPBACK if options.is_head else dial.own_address_towards(options.address))
+        if host in WILDCARDS:
+            raise ClusterError(f"{host} is no address that others can dial: --host wants one of this machine's own")
         amounts, gpu_names = resources_here(self._settings, options.resources)
         self._gpus = Gpus(gpu_names)
-        port = options.port or (int(self._last("port") or 0) if options.is_head else 0)  # a head comes back
+        port = options.port or (self._last_ports()[0] if options.is_head else 0)  # a head comes back where it was
         try:
-            listener = socket.create_server((options.host, port), reuse_port=False)
+            listener = socket.create_server((host, port), reuse_port=False)
         except OSError as error:
-            raise ClusterError(f"cannot listen on {options.host}:{port}: {error.strerror or error}") from error
-        address = f"{options.host}:{listener.getsockname()[1]}"
-        authority, identity = self._identity()
-        head_address = self._head_address(address, identity)
+            raise ClusterError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        address = f"{host}:{listener.getsockname()[1]}"
+        authority, identity = joined or self._identity()
+        head_address = self._start_head(host, address, identity) if options.is_head else self._find_head(identity)
         admission = Admission(listener, identity, authority, head_address, self._attach, report)
         self._node = Node(
             node_id=self.node_id,
             boot_id=self._boot_id,
-            host=options.host,
+            host=host,
             port=listener.getsockname()[1],
             is_head=options.is_head,
             resources=amounts,
@@ -118,13 +130,13 @@ class Daemon:
 
     def _identity(self) -> tuple[keys.Authority | None, tls.Identity]:
         name = f"node-{self.node_id}"
+        token = os.environ.pop("SCALEOUT_TOKEN", "")
         if self._options.is_head:
             authority = keys.Authority(self._home)
             keys.own_identity(self._home, "driver", tls.DRIVER, secrets.token_hex(6))
             return authority, keys.own_identity(self._home, name, tls.NODE, self.node_id)
         if (self._home / "ca.key").exists():
             return None, keys.own_identity(self._home, name, tls.NODE, self.node_id)
-        token = os.environ.pop("SCALEOUT_TOKEN", "")
         if not token and (self._home / "token").exists():
             token = (self._home / "token").read_text()
         if not token:
@@ -137,38 +149,50 @@ class Daemon:
             dial.join(address, token, self._home, "driver", tls.DRIVER, secrets.token_hex(6))
         return None, dial.join(address, token, self._home, name, tls.NODE, self.node_id)
 
-    def _head_address(self, address: str, identity: tls.Identity) -> str:
-        """Where the head's service listens; if we are the head, it does from now on."""
-        options = self._options
-        if not options.is_head:
-            sock, welcome = dial.connect(options.address, tls.client_context(identity))
-            sock.close()
-            if not welcome.get("head"):
-                raise ClusterError(f"the node at {options.address} does not know its head")
-            if self._last("address") != options.address:  # else it is the head's own, in a home that is shared
-                places.write(self._home / "head.json", json.dumps({"address": options.address}).encode())
-            return str(welcome["head"])
-        running = [record for record in records(options.cluster) if record["is_head"]]
-        if running:
-            raise ClusterError(
-                f"the cluster {options.cluster!r} has a head on this machine already, at {running[0]['address']} "
-                f"(pid {running[0]['pid']}); --name starts another cluster"
-            )
-        state = HeadState(self._local / "head.sqlite")
-        self._head = Head(state, identity, options.host, int(self._last("service_port") or 0), report)
-        self._head.start()
-        service = f"{options.host}:{self._head.port}"
-        port = dial.parse(address)[1]
-        kept = {"address": address, "port": port, "service_port": self._head.port}
-        places.write(self._home / "head.json", json.dumps(kept).encode())
-        return service
-
-    def _last(self, key: str) -> Any:
-        """What is kept of the head, from when it was started last; None if there is nothing."""
+    def _lock_head(self) -> None:
+        """One head of a cluster's name on this machine, from here to the end of this process."""
+        self._lock = open(self._local / "head.lock", "w")
         try:
-            return json.loads((self._home / "head.json").read_text()).get(key)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            running = [record for record in records(self._options.cluster) if record["is_head"]]
+            where = f", at {running[0]['address']} (pid {running[0]['pid']})" if running else ""
+            raise ClusterError(
+                f"the cluster {self._options.cluster!r} has a head on this machine already{where}; "
+                "--name starts another cluster"
+            ) from None
+
+    def _start_head(self, host: str, address: str, identity: tls.Identity) -> str:
+        """Where the head's service listens from now on."""
+        state = HeadState(self._local / "head.sqlite")
+        self._head = Head(state, identity, host, self._last_ports()[1], report)
+        self._head.start()
+        ports = [dial.parse(address)[1], self._head.port]
+        places.write(self._local / "head-ports.json", json.dumps(ports).encode())
+        self._note_address(address)
+        return f"{host}:{self._head.port}"
+
+    def _find_head(self, identity: tls.Identity) -> str:
+        """Where the head's service listens."""
+        address = self._options.address
+        sock, welcome = dial.connect(address, tls.client_context(identity))
+        sock.close()
+        if not welcome.get("head"):
+            raise ClusterError(f"the node at {address} does not know its head")
+        self._note_address(address)
+        return str(welcome["head"])
+
+    def _note_address(self, address: str) -> None:
+        """For the command line, and for programs: which cluster it is that they name by this address."""
+        places.write(self._home / "head.json", json.dumps({"address": address}).encode())
+
+    def _last_ports(self) -> tuple[int, int]:
+        """The head's, and its service's, when it was here last; zeros if it never was."""
+        try:
+            port, of_service = json.loads((self._local / "head-ports.json").read_text())
+            return int(port), int(of_service)
         except (OSError, ValueError):
-            return None
+            return 0, 0
 
     def _write_record(self, address: str, head_address: str) -> None:
         record = {
@@ -187,30 +211,30 @@ class Daemon:
     def _attach(self, sock: ssl.SSLSocket, body: bytes) -> None:
         """In the thread of the handshake."""
         asked = marshal.loads(body)
-        here = tuple(sys.version_info[:2])
-        if asked["python"] != here:
-            reason = "it runs Python {}.{}, and the driver {}.{}: they must be the same".format(*here, *asked["python"])
-            sock.sendall(frame(frames.REFUSED, reason.encode()))
-            raise ClusterError(reason)
+        here = dial.introduction()
+        for what, name in (("python", "Python"), ("scaleout", "scaleout")):
+            if asked[what] != here[what]:
+                reason = f"it runs {name} {here[what]}, and the driver {asked[what]}: they must be the same"
+                sock.sendall(frame(frames.REFUSED, reason.encode()))
+                raise ClusterError(reason)
         assert self._agent is not None
-        nodes = self._agent.nodes()
-        described = self._nodes if nodes is None else _described(nodes)
-        info = {"node_id": self.node_id, "resources": dict(self._node.resources), "nodes": described}
+        reply = self._agent.nodes()
+        nodes = self._nodes if reply is None else _described(reply)
+        info = {"node_id": self.node_id, "resources": dict(self._node.resources), "nodes": nodes}
         sock.sendall(frame(frames.ATTACH, marshal.dumps(info)))
         sock.setblocking(False)
         self._reactor.post(partial(self._open, NodeLink(sock)))
 
     def _open(self, link: NodeLink) -> None:
-        tenant = Tenant(
-            self._reactor, link, self.node_id, self._gpus, self._settings.max_processes, self._tenants.remove, report
-        )
+        tenant = Tenant(self._reactor, link, self.node_id, self._gpus, self._settings, self._tenants.remove, report)
         self._tenants.append(tenant)
+        tenant.tell_nodes(self._nodes)  # they may have changed since it was answered
         tenant.open()
 
-    def _told_of_nodes(self, nodes: list[Node]) -> None:
-        self._reactor.post(partial(self._tell_drivers, _described(nodes)))
+    def _told_of_nodes(self, reply: NodesReply) -> None:
+        self._reactor.post(partial(self._tell_drivers, _described(reply)))
 
-    def _tell_drivers(self, nodes: list[Any]) -> None:
+    def _tell_drivers(self, nodes: tuple[int, list[Any]]) -> None:
         self._nodes = nodes
         for tenant in self._tenants:
             tenant.tell_nodes(nodes)
@@ -235,14 +259,14 @@ class Daemon:
         self._reactor.thread.join()
         self._record.unlink(missing_ok=True)
         identity = tls.Identity(self._home, f"node-{self.node_id}")
-        identity.certificate.unlink(missing_ok=True)
-        identity.key.unlink(missing_ok=True)
+        identity.path.unlink(missing_ok=True)
 
 
-def _described(nodes: list[Node]) -> list[Any]:
-    """As drivers are told."""
-    return [
-        (node.node_id, f"{node.host}:{node.port}", dict(node.resources), node.state, node.is_draining) for node in nodes
+def _described(reply: NodesReply) -> tuple[int, list[Any]]:
+    """As drivers are told: the list's version, and the nodes."""
+    return reply.version, [
+        (node.node_id, f"{node.host}:{node.port}", dict(node.resources), node.state, node.is_draining)
+        for node in reply.nodes
     ]
 
 

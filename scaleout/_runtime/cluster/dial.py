@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import marshal
-import os
 import socket
 import ssl
 import sys
+import time
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster import places, tls
@@ -37,6 +37,15 @@ def parse(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def own_address_towards(address: str) -> str:
+    """The address of this machine that the network there knows it by."""
+    try:
+        with socket.create_connection(parse(address), limits.DIAL_SECONDS) as sock:
+            return str(sock.getsockname()[0])
+    except OSError as error:
+        raise ClusterError(f"no node answers at {address}: {error.strerror or error}") from error
+
+
 def connect(address: str, context: ssl.SSLContext) -> tuple[ssl.SSLSocket, dict[str, Any]]:
     """A connection, and what the node says to everybody."""
     try:
@@ -46,7 +55,7 @@ def connect(address: str, context: ssl.SSLContext) -> tuple[ssl.SSLSocket, dict[
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         secure = context.wrap_socket(sock)
-        kind, body = receive_frame(secure, WELCOME_BYTES)
+        kind, body = receive_frame(secure, WELCOME_BYTES, _deadline())
         if kind != frames.WELCOME:
             raise ClusterError("it is not a node of this version of scaleout")
         return secure, json.loads(body)
@@ -56,25 +65,43 @@ def connect(address: str, context: ssl.SSLContext) -> tuple[ssl.SSLSocket, dict[
     except (ClusterError, OSError, ValueError) as error:
         sock.close()
         raise ClusterError(f"cannot talk to {address}: {error}") from error
+    except BaseException:  # Ctrl-C
+        sock.close()
+        raise
+
+
+def _deadline() -> float:
+    return time.monotonic() + limits.DIAL_SECONDS
+
+
+def introduction() -> dict[str, str]:
+    """What both sides of a link must have in common."""
+    import scaleout
+
+    return {"python": "{}.{}".format(*sys.version_info), "scaleout": scaleout.__version__}
 
 
 def attach(address: str, identity: tls.Identity) -> tuple[RemoteNode, dict[str, Any]]:
     """A driver's link to the node at this address, and what the node says of itself and the cluster."""
     sock, _ = connect(address, tls.client_context(identity))
     try:
-        sock.sendall(frame(frames.ATTACH, marshal.dumps({"python": tuple(sys.version_info[:2]), "pid": os.getpid()})))
-        kind, body = receive_frame(sock, limits.FRAME_BYTES)
+        sock.sendall(frame(frames.ATTACH, marshal.dumps(introduction())))
+        kind, body = receive_frame(sock, limits.FRAME_BYTES, _deadline())
         if kind != frames.ATTACH:
             raise ClusterError(f"the node at {address} refuses: {body.decode(errors='replace')}")
         info = marshal.loads(body)
         sock.setblocking(False)
         return RemoteNode(NodeLink(sock), info["node_id"], info["resources"]), info
+    except ClusterError:
+        sock.close()
+        raise
     except (OSError, EOFError, ValueError, KeyError) as error:
         sock.close()
-        if isinstance(error, ClusterError):
-            raise
         reason = tls.explained(error) if isinstance(error, ssl.SSLError) else str(error)
         raise ClusterError(f"cannot talk to {address}: {reason}") from error
+    except BaseException:  # Ctrl-C
+        sock.close()
+        raise
 
 
 def join(address: str, token: str, home: Path, name: str, role: str, member_id: str) -> tls.Identity:
@@ -89,14 +116,14 @@ def join(address: str, token: str, home: Path, name: str, role: str, member_id: 
         assert peer is not None
         authority = str(welcome.get("authority", "")).encode()
         keys.check_authority(authority, peer, token)
-        request = keys.request_for(home, name).decode()
-        asked = {"token": token.strip(), "role": role, "id": member_id, "request": request}
+        key, request = keys.new_request(name)
+        asked = {"token": token.strip(), "role": role, "id": member_id, "request": request.decode()}
         sock.sendall(frame(frames.JOIN, json.dumps(asked).encode()))
-        _, body = receive_frame(sock, WELCOME_BYTES)
+        _, body = receive_frame(sock, WELCOME_BYTES, _deadline())
     answer = json.loads(body)
     if "certificate" not in answer:
         raise ClusterError(f"the head at {address} refuses: {answer.get('error', 'it does not say why')}")
     identity = tls.Identity(home, name)
     places.write(identity.authority, authority)
-    places.write(identity.certificate, answer["certificate"].encode())
+    places.write(identity.path, key + answer["certificate"].encode())
     return identity

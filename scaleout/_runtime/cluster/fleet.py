@@ -22,8 +22,8 @@ import time
 from functools import partial
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise
-from scaleout._runtime.core.warm import WarmRanges
+from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise, SharedFile
+from scaleout._runtime.core.warm import WarmRanges, gaps_between
 from scaleout._runtime.node.host import present_state
 from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.store import segment
@@ -50,19 +50,17 @@ class RemoteNode:
         self.link = link
         self.node_id = node_id
         self.resources = resources
-        self.slots = max(1, resources.get("CPU", 0) // 1000)
+        self.slots = resources.get("CPU", 0) // 1000
         self.taken: dict[str, int] = {}
         self.is_wanted = True  # no: it is draining, or has been silent, and gets nothing new
         self.peers: dict[int, Peer] = {}
-        self.has_state = False
         self.mirrored: set[Extent] = set()
         self.warm = WarmRanges()  # was mirrored, and may be overwritten
         self.home: set[int] = set()  # segments of its own workers
-        self.questions: dict[int, Callable[[], object]] = {}  # LOOKs that it has not answered
 
     @property
     def load(self) -> float:
-        return len(self.peers) / self.slots
+        return len(self.peers) / self.slots if self.slots else float("inf")
 
     def has(self, shape: Shape) -> bool:
         """Whether so much is free."""
@@ -102,9 +100,11 @@ class RelayedLink:
 
     def flush(self) -> bool:
         if self._parts:
-            body = b"".join(self._parts)
+            data = b"".join(self._parts)
             self._parts.clear()
-            self._node.link.queue(frame(frames.RELAY, body, number=self._worker_id))
+            for start in range(0, len(data), limits.PIECE_BYTES):
+                body = data[start : start + limits.PIECE_BYTES]
+                self._node.link.queue(frame(frames.RELAY, body, number=self._worker_id))
             self._reactor.flush_soon(self._node.link)
         return True
 
@@ -142,6 +142,9 @@ class RelayedWords:
         if index in (control_page.REVOKED_FROM, control_page.INTERRUPTED):
             self._seat.tell(frame(frames.WORD, OFFSET.pack(value), aux=index, number=self._seat.worker_id))
 
+    def assume_all_claimed(self) -> None:
+        self._values[control_page.CLAIMED] = control_page.NOTHING_REVOKED
+
     def update(self, data: bytes) -> None:
         """What the node has read."""
         values = memoryview(data).cast("Q").tolist()
@@ -162,6 +165,7 @@ class RelayedSeat:
         self._gpus = dict(shape).get("GPU", 0)
         self.node = node
         self.worker_id = worker_id
+        self._questions: dict[int, Callable[[], object]] = {}  # LOOKs that are not answered yet
         self.link = RelayedLink(fleet.reactor, node, worker_id)
         self.words = RelayedWords(self)
 
@@ -181,9 +185,10 @@ class RelayedSeat:
     def bring(self, extent: Extent, fd: int) -> None:
         node = self.node
         if extent[0] not in node.home and extent not in node.mirrored:
+            pieces = Piecewise(extent, self._fleet.file_of(extent[0], fd))
             node.mirrored.add(extent)
             node.warm.reused(_pages_of(extent))
-            self.tell(Piecewise(extent, fd))
+            self.tell(pieces)
 
     def take_segment(self, segment_id: int, size_bytes: int) -> int:
         self.node.home.add(segment_id)
@@ -191,10 +196,22 @@ class RelayedSeat:
 
     def when_settled(self, then: Callable[[], object]) -> None:
         number = self._fleet.next_question()
-        self.node.questions[number] = then
+        self._questions[number] = then
         self.tell(frame(frames.LOOK, aux=number, number=self.worker_id))
 
+    def answered(self, number: int) -> None:
+        """The control page is what it was when the node was asked."""
+        then = self._questions.pop(number, None)
+        if then is not None:
+            then()
+
+    def answer_all(self) -> None:
+        """It will not change any more."""
+        for number in list(self._questions):
+            self.answered(number)
+
     def discard(self) -> None:
+        self.tell(frame(frames.UNSEAT, number=self.worker_id))
         self.link.close()
 
     def release(self) -> None:
@@ -213,7 +230,7 @@ class Fleet:
     `on_data(peer, data)` takes what a worker says.
     """
 
-    def __init__(self, reactor: Reactor, nodes: list[RemoteNode], max_processes: int) -> None:
+    def __init__(self, reactor: Reactor, nodes: list[RemoteNode], version: int, max_processes: int) -> None:
         self.reactor = reactor
         self.nodes = nodes
         self._max_processes = max_processes
@@ -222,7 +239,8 @@ class Fleet:
         self._warm = WarmRanges()  # of our own mirrors
         self._is_trim_armed = False
         self._used_at = 0.0
-        self._mirrors: dict[int, int] = {}  # the fds of what we mirror, by segment
+        self._mirrors: dict[int, SharedFile] = {}  # of what workers have written, by segment
+        self._sources: dict[int, SharedFile] = {}  # of what we have sent
         self.peers: dict[int, Peer] = {}
         self.on_exit: Callable[[Peer], None] = lambda peer: None
         self.on_refused: Callable[[Peer, str], None] = lambda peer, reason: None
@@ -231,6 +249,7 @@ class Fleet:
         self.on_output: Callable[[int, str], None] = lambda number, text: None
         self.dial: Callable[[str], RemoteNode] | None = None  # blocks; for nodes that join
         self._dialled: set[str] = set()
+        self._version = version  # of the list of nodes that we know
 
     # -- to the nodes ----------------------------------------------------------------------------
 
@@ -250,8 +269,10 @@ class Fleet:
 
     def seat(self, worker_id: int, shape: Shape) -> RelayedSeat:
         """Where so much is free; of several nodes on the one with the fewest workers for its CPUs."""
-        wanted = [node for node in self.nodes if node.is_wanted] or self.nodes
-        able = [node for node in wanted if node.can_have(shape)] or wanted
+        able = [node for node in self.nodes if node.can_have(shape)]
+        able = [node for node in able if node.is_wanted] or able
+        if not able:
+            raise OSError("no node of the cluster has what is asked for any more")
         free = [node for node in able if node.has(shape)] or able
         return RelayedSeat(self, min(free, key=lambda node: node.load), worker_id, shape)
 
@@ -304,9 +325,35 @@ class Fleet:
 
     def mirror(self, segment_id: int, size_bytes: int) -> int:
         """The fd of a segment for what lies elsewhere under this id; the caller's to close."""
-        fd = segment.create_memory_segment(size_bytes).fd
-        self._mirrors[segment_id] = os.dup(fd)
+        file = SharedFile(segment.create_memory_segment(size_bytes).fd)
+        fd = os.dup(file.fd)
+        self._mirrors[segment_id] = self._sources[segment_id] = file
         return fd
+
+    def file_of(self, segment_id: int, fd: int) -> SharedFile:
+        """To read a segment by while its ranges are being sent."""
+        file = self._sources.get(segment_id)
+        if file is None:
+            file = self._sources[segment_id] = SharedFile(os.dup(fd))
+        return file
+
+    def writer_died(self, segment_id: int, size_bytes: int, keep: list[Extent]) -> None:
+        """Nobody will write this segment any more, and nobody needs more of it than these ranges. Its node gives the
+        rest of the memory back; with the last range all forget the segment."""
+        if not keep:
+            self._mirrors.pop(segment_id, None)
+            self._sources.pop(segment_id, None)
+        for node in self.nodes:
+            if not keep:
+                node.home.discard(segment_id)
+                node.mirrored = {extent for extent in node.mirrored if extent[0] != segment_id}
+                node.warm.forget(segment_id)
+                self._tell(node, frame(frames.FORGET_SEGMENT, number=segment_id))
+            elif segment_id in node.home:
+                gaps = gaps_between([_pages_of(extent) for extent in keep], segment_id, size_bytes)
+                self._tell(node, frame(frames.DISCARD, marshal.dumps(gaps)))
+        if not keep:
+            self._warm.forget(segment_id)
 
     def over(self, extents: list[Extent]) -> None:
         """Nobody reads these any more."""
@@ -343,7 +390,7 @@ class Fleet:
             if ranges:
                 self._tell(node, frame(frames.DISCARD, marshal.dumps(ranges)))
         for segment_id, offset, size_bytes in self._warm.take():
-            segment.punch(self._mirrors[segment_id], offset, size_bytes)
+            segment.punch(self._mirrors[segment_id].fd, offset, size_bytes)
 
     # -- from the nodes --------------------------------------------------------------------------
 
@@ -357,15 +404,21 @@ class Fleet:
             return
         except OSError:
             data = b""
-        if not data:
+        try:
+            if not data or not self._obey(node, data):
+                self._node_died(node)
+        except Exception as error:  # nonsense, or no memory left for what it sends: one node less
+            self.on_output(2, f"scaleout: node {node.node_id} is given up: {type(error).__name__}: {error}\n")
             self._node_died(node)
-            return
-        for kind, _, aux, number, body in link.frames(data):
+
+    def _obey(self, node: RemoteNode, data: bytes) -> bool:
+        """What a node says; False if the link is of no use any more."""
+        for kind, flag, aux, number, body in node.link.frames(data):
             if kind == frames.PIECE:
                 self._write_piece(number, body)
                 continue
             if kind == frames.NODES:
-                self._told_of_nodes(marshal.loads(body))
+                self._told_of_nodes(*marshal.loads(body))
                 continue
             if kind == frames.PRINTED:
                 self.on_output(aux, body.decode(errors="replace"))
@@ -378,29 +431,38 @@ class Fleet:
                     self.on_data(peer, peer.link.take(body))
             elif kind == frames.WORDS:
                 peer.words.update(body)
-                then = node.questions.pop(aux, None)
-                if then is not None:
-                    then()
+                seat: Any = peer.seat
+                seat.answered(aux)
             elif kind == frames.FORKED:
                 peer.pid = aux
                 peer.is_started.set()
             elif kind == frames.EXITED:
                 self._left(node, peer)
-                peer.exit_status = aux
+                peer.exit_status = -1 if flag else aux  # with its zygote: no fault of what ran there
                 self.on_exit(peer)
             elif kind == frames.REFUSED:
                 self._left(node, peer)
                 peer.exit_status = -1
                 self.on_refused(peer, body.decode())
+        return True
 
     def _left(self, node: RemoteNode, peer: Peer) -> None:
         del node.peers[peer.worker_id]
         node.take(peer.group.shape, -1)
+        seat: Any = peer.seat
+        seat.answer_all()
 
     # -- nodes that come and go ------------------------------------------------------------------
 
-    def _told_of_nodes(self, nodes: list[Any]) -> None:
+    def _told_of_nodes(self, version: int, nodes: list[Any]) -> None:
+        """By any of the nodes, of which some learn later than others."""
+        if version <= self._version:
+            return
+        self._version = version
         known = {node.node_id: node for node in self.nodes}
+        here = {node_id for node_id, *_ in nodes}
+        for missing in [node for node in self.nodes if node.node_id not in here]:
+            self._node_died(missing)  # to the head; or it has left: the link's end may come much later, or never
         for node_id, address, _, state, is_draining in nodes:
             node = known.get(node_id)
             is_wanted = state == "alive" and not is_draining
@@ -420,7 +482,7 @@ class Fleet:
         assert self.dial is not None
         try:
             node: RemoteNode | None = self.dial(address)
-        except ClusterError:
+        except (ClusterError, OSError, ValueError):
             node = None  # it is told of again when something changes
         self.reactor.post(partial(self._reached, node_id, node))
 
@@ -428,7 +490,7 @@ class Fleet:
         self._dialled.discard(node_id)
         if node is None:
             return
-        if self.reactor.is_stopping or any(other.node_id == node_id for other in self.nodes):
+        if self.reactor.is_stopping or any(other.node_id == node.node_id for other in self.nodes):
             node.link.close()
             return
         self.nodes.append(node)
@@ -436,25 +498,26 @@ class Fleet:
         self.on_nodes([node.resources for node in self.nodes])
 
     def _write_piece(self, segment_id: int, body: bytes) -> None:
-        fd = self._mirrors.get(segment_id)
-        if fd is not None:
+        file = self._mirrors.get(segment_id)
+        if file is not None:
             offset = OFFSET.unpack_from(body)[0]
             self._warm.reused(_pages_of((segment_id, offset, len(body) - OFFSET.size)))
-            os.pwrite(fd, memoryview(body)[OFFSET.size :], offset)
+            segment.write_all(file.fd, memoryview(body)[OFFSET.size :], offset)
 
     def _node_died(self, node: RemoteNode) -> None:
         """The node is gone, or cut off, and its workers with it; nobody is charged."""
         self.reactor.forget_link(node.link)
         node.link.close()
+        if node not in self.nodes:
+            return
         self.nodes.remove(node)
-        self.on_nodes([node.resources for node in self.nodes])
-        questions, node.questions = node.questions, {}
-        for then in questions.values():
-            then()
         for peer in list(node.peers.values()):
+            # What it has begun since it was heard of last nobody knows: all of it, for those that must not run twice.
+            peer.words.assume_all_claimed()
             self._left(node, peer)
             peer.exit_status = -1
             self.on_exit(peer)
+        self.on_nodes([node.resources for node in self.nodes])
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -484,6 +547,5 @@ class Fleet:
         self._close_mirrors()
 
     def _close_mirrors(self) -> None:
-        for fd in self._mirrors.values():
-            os.close(fd)
         self._mirrors.clear()
+        self._sources.clear()

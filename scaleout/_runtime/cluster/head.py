@@ -67,7 +67,7 @@ class Head(service.HeadServicer):
         self._state = state
         self._report = report
         self._lock = threading.Lock()
-        self._membership = Membership(state.epochs())
+        self._membership = Membership(state.epochs(), version=int(time.time()) << 20)
         self._nodes: dict[str, pb.Node] = {}
         self._is_over = threading.Event()
         self._server = grpc.server(
@@ -76,7 +76,7 @@ class Head(service.HeadServicer):
         )
         service.add_HeadServicer_to_server(self, self._server)
         credentials = grpc.ssl_server_credentials(
-            [(identity.key.read_bytes(), identity.certificate.read_bytes())],
+            [(identity.path.read_bytes(), identity.path.read_bytes())],
             identity.authority.read_bytes(),
             require_client_auth=True,
         )
@@ -105,6 +105,7 @@ class Head(service.HeadServicer):
 
     def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterReply:
         node = request.node
+        self._check_is(node.node_id, context)
         with self._lock:
             epoch = self._membership.registered(time.monotonic(), node.node_id, node.boot_id)
             if not self._keep(node.node_id):
@@ -116,7 +117,14 @@ class Head(service.HeadServicer):
         self._report(f"node {node.node_id} is here: {node.host}:{node.port}")
         return pb.RegisterReply(epoch=epoch, ttl_s=ttl_s, version=version)
 
+    def _check_is(self, node_id: str, context: Any) -> None:
+        """A node speaks for itself alone, and nobody else for it."""
+        names = context.auth_context().get("x509_subject_alternative_name", ())
+        if not any(name.decode().split(":")[2:] == [tls.NODE, node_id] for name in names):
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the certificate is not that of node {node_id!r}")
+
     def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewReply:
+        self._check_is(request.node_id, context)
         with self._lock:
             is_known = self._membership.renewed(time.monotonic(), request.node_id, request.epoch)
             if is_known:
@@ -126,6 +134,7 @@ class Head(service.HeadServicer):
         raise AssertionError  # abort raises
 
     def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveReply:
+        self._check_is(request.node_id, context)
         with self._lock:
             if self._membership.left(request.node_id, request.epoch):
                 self._keep(request.node_id)
@@ -166,7 +175,7 @@ class Head(service.HeadServicer):
 def channel(address: str, identity: tls.Identity) -> grpc.Channel:
     """To a head's service, for a member of its cluster."""
     credentials = grpc.ssl_channel_credentials(
-        identity.authority.read_bytes(), identity.key.read_bytes(), identity.certificate.read_bytes()
+        identity.authority.read_bytes(), identity.path.read_bytes(), identity.path.read_bytes()
     )
     options = [("grpc.ssl_target_name_override", "scaleout"), ("grpc.enable_http_proxy", 0)]
     return grpc.secure_channel(address, credentials, options)

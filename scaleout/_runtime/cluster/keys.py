@@ -98,27 +98,26 @@ class Authority:
         return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def request_for(home: Path, name: str) -> bytes:
-    """Make a key; returns the request for its certificate."""
+def new_request(name: str) -> tuple[bytes, bytes]:
+    """(a new key, the request for its certificate)"""
     key = ec.generate_private_key(ec.SECP256R1())
-    places.write(home / f"{name}.key", _private_pem(key))
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return request.public_bytes(serialization.Encoding.PEM)
+    return _private_pem(key), request.public_bytes(serialization.Encoding.PEM)
 
 
 def own_identity(home: Path, name: str, role: str, member_id: str) -> Identity:
     """For whoever has the authority at hand: the identity of that name, made or renewed if it has to be."""
     identity = Identity(home, name)
     if not identity.is_there or _is_old(identity):
-        request = request_for(home, name)
-        places.write(identity.certificate, Authority(home).sign(request, role, member_id))
+        key, request = new_request(name)
+        places.write(identity.path, key + Authority(home).sign(request, role, member_id))
     return identity
 
 
 def _is_old(identity: Identity) -> bool:
     """Whether more than half of its time is over."""
-    certificate = x509.load_pem_x509_certificate(identity.certificate.read_bytes())
+    certificate = x509.load_pem_x509_certificate(identity.path.read_bytes())
     middle = certificate.not_valid_before_utc + datetime.timedelta(days=CERTIFICATE_DAYS / 2)
     return datetime.datetime.now(datetime.timezone.utc) > middle
 

@@ -1,4 +1,4 @@
-"""A link between a driver and a node: frames over a TLS connection, or over a Unix socket on one machine.
+"""A link between a driver and a node: frames over a TLS connection.
 
 Large values go in pieces, which are read from their segments when they are about to be sent: what waits in the queue
 is only where they are.
@@ -7,6 +7,7 @@ is only where they are.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from collections import deque
 from struct import Struct
@@ -18,7 +19,6 @@ from scaleout._runtime.wire.link import GATHER_BYTES, Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from typing import Any
 
     from scaleout._runtime.store.segment import Extent
@@ -29,20 +29,36 @@ RECORD_BYTES = 16 * 1024
 """The longest record of TLS: what the library may hold that no poll of the socket shows."""
 
 
+class SharedFile:
+    """The descriptor of a segment, for all who are about to read or write it; closed with the last of them."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close
+
+
 class Piecewise:
-    """A range of a segment that is still to be sent. Owns the fd."""
+    """A range of a segment that is still to be sent."""
 
-    __slots__ = ("fd", "left", "offset", "segment_id")
+    __slots__ = ("_file", "left", "offset", "segment_id")
 
-    def __init__(self, extent: Extent, fd: int) -> None:
+    def __init__(self, extent: Extent, file: SharedFile) -> None:
         self.segment_id, self.offset, self.left = extent
-        self.fd = os.dup(fd)
+        self._file = file
 
     def next_frame(self) -> bytes:
         """The next of its pieces; b"" after the last."""
         if not self.left:
             return b""
-        data = os.pread(self.fd, min(self.left, limits.PIECE_BYTES), self.offset)
+        data = os.pread(self._file.fd, min(self.left, limits.PIECE_BYTES), self.offset)
         if not data:  # the segment was cut short: what is missing reads as zeros
             data = bytes(min(self.left, limits.PIECE_BYTES))
         head = HEADER.pack(OFFSET.size + len(data), frames.PIECE, 0, 0, self.segment_id)
@@ -51,18 +67,16 @@ class Piecewise:
         self.left -= len(data)
         return piece
 
-    def close(self) -> None:
-        os.close(self.fd)
-
 
 class NodeLink(Link):
     """Non-blocking. One thread at a time uses it, as a TLS connection has one state for both directions."""
 
-    __slots__ = ("_buffer", "_is_encrypted", "_queue", "_sending")
+    __slots__ = ("_buffer", "_pending", "_queue", "_sending")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: ssl.SSLSocket) -> None:
         super().__init__(sock)
-        self._is_encrypted = isinstance(sock, ssl.SSLSocket)
+        self._pending = sock.pending
+        _watch_for_silence(sock)
         self._queue: deque[Any] = deque()
         self._buffer = memoryview(bytearray(limits.TURN_BYTES + RECORD_BYTES))
         self._sending = memoryview(b"")  # the same bytes again after a write that did not go through, as TLS wants it
@@ -84,7 +98,7 @@ class NodeLink(Link):
     @property
     def _has_more(self) -> bool:
         """Whether there is something that no poll of the socket will show."""
-        return self._is_encrypted and self.sock.pending() > 0  # type: ignore[attr-defined]
+        return bool(self._pending())
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -93,8 +107,6 @@ class NodeLink(Link):
         assert fd < 0
         if self.is_open:
             self._queue.append(data)
-        elif isinstance(data, Piecewise):
-            data.close()
 
     def flush(self) -> bool:
         size = 0
@@ -109,7 +121,15 @@ class NodeLink(Link):
             return False
         except (ValueError, OSError):
             self.discard_outbound()
+            self._hang_up()
         return True
+
+    def _hang_up(self) -> None:
+        """Part of a frame may be gone: nothing that follows would be understood. Both sides see the stream's end."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
 
     def _load(self) -> bool:
         """The next bytes to be sent, if there are any."""
@@ -121,7 +141,7 @@ class NodeLink(Link):
             if isinstance(data, Piecewise):
                 data = data.next_frame()
                 if not data:
-                    queue.popleft().close()
+                    queue.popleft()
                     continue
             else:
                 queue.popleft()
@@ -131,8 +151,20 @@ class NodeLink(Link):
         return size > 0
 
     def discard_outbound(self) -> None:
-        for data in self._queue:
-            if isinstance(data, Piecewise):
-                data.close()
         self._queue.clear()
         self._sending = memoryview(b"")
+
+
+def _watch_for_silence(sock: socket.socket) -> None:
+    """A machine that is gone without a word ends the connection after SILENCE_SECONDS: the system asks for it while
+    nothing is sent, and counts the time that what is sent goes unconfirmed."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    probes = 3
+    for option, value in (
+        ("TCP_KEEPIDLE", limits.SILENCE_SECONDS - 2 * probes),
+        ("TCP_KEEPINTVL", 2),
+        ("TCP_KEEPCNT", probes),
+        ("TCP_USER_TIMEOUT", 1000 * limits.SILENCE_SECONDS),
+    ):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

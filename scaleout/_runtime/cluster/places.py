@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
 from pathlib import Path
 
@@ -60,8 +61,8 @@ def _private(path: Path) -> Path:
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Whole or not at all, and never readable by others in between."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.new")  # others may write it from other machines
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with open(fd, "wb") as file:
             file.write(data)

@@ -16,7 +16,7 @@ import time
 from functools import partial
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise
+from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise, SharedFile
 from scaleout._runtime.core.resources import Devices
 from scaleout._runtime.node.host import Host, present_state
 from scaleout._runtime.node.reactor import READABLE
@@ -25,12 +25,14 @@ from scaleout._runtime.node.stored import extents_of
 from scaleout._runtime.store import segment
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
+from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.node.reactor import Reactor
 
 STORED_AT = {frames.SUBMIT: 3, frames.CREATE_ACTOR: 2, frames.FUNCTION: 0, frames.INITIALIZER_FAILED: 0}
@@ -47,11 +49,11 @@ class Resident:
         self.is_stream_over = False
         self.exit_status: int | None = None
         self.known_segments: set[int] = set()
-        self.segments: set[int] = set()  # its own
+        self.writes_large = False
         self.pid = 0
         self.outputs: dict[int, Output] = {}  # by the fd that we read
         self.told: bytes = b""  # its control page, as the driver knows it
-        self.is_restless = False  # its control page may change without a word
+        self.restless_until = 0.0  # its control page may change without a word
 
 
 class Gpus:
@@ -78,6 +80,12 @@ class Output:
         os.set_blocking(self.fd, False)
         self.line = b""
 
+    def close_theirs(self) -> None:
+        """The worker has it, or there will be none."""
+        theirs, self.theirs = self.theirs, -1
+        if theirs >= 0:
+            os.close(theirs)
+
     def take(self, data: bytes) -> list[bytes]:
         """The lines that are whole now; too long ones in parts. At the end of the stream (b"") what is left."""
         *lines, self.line = (self.line + data).split(b"\n")
@@ -95,17 +103,17 @@ class Tenant:
         self,
         reactor: Reactor,
         link: NodeLink,
-        node_name: str,
+        node_id: str,
         gpus: Gpus,
-        max_processes: int,
+        settings: Settings,
         on_end: Callable[[Tenant], None],
         report: Callable[[str], None],
     ) -> None:
         self._reactor = reactor
         self._link = link
-        self._node_name = node_name
+        self._node_id = node_id
         self._gpus = gpus
-        self._max_processes = max_processes
+        self._settings = settings
         self._on_end = on_end
         self._report = report
         self._is_closed = False
@@ -113,7 +121,7 @@ class Tenant:
         self._state: dict[str, Any] = {}
         self._seats = SeatSupply(reactor)
         self._residents: dict[int, Resident] = {}
-        self._segments: dict[int, int] = {}  # fds, of all that is mirrored here or was written here
+        self._segments: dict[int, SharedFile] = {}  # all that is mirrored here or was written here
         self._is_ticking = False
         self._may_print_bytes = float(limits.OUTPUT_BYTES_PER_SECOND)
         self._printed_at = time.monotonic()
@@ -129,11 +137,31 @@ class Tenant:
             frames.INTRODUCE: self._introduce,
             frames.PIECE: self._write_piece,
             frames.DISCARD: self._discard,
+            frames.FORGET_SEGMENT: self._forget_segment,
+            frames.UNSEAT: self._unseat,
         }
 
     def open(self) -> None:
-        self._reactor.watch(self._link.fileno(), self._on_driver)
-        self._on_driver(READABLE)  # a TLS connection may hold what no poll shows
+        self._watch(self._link.fileno(), self._on_driver)
+        self._safely(self._on_driver, READABLE)  # a TLS connection may hold what no poll shows
+
+    # Whatever goes wrong for one driver (it talks nonsense; this machine has no descriptors or memory left for it) is
+    # its end here, and nobody else's.
+
+    def _safely(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self._is_closed:
+            return
+        try:
+            function(*arguments)
+        except Exception as error:
+            self._report(f"a driver is given up: {type(error).__name__}: {error}")
+            self.close()
+
+    def _watch(self, fd: int, handler: Callable[[int], None]) -> None:
+        self._reactor.watch(fd, partial(self._safely, handler))
+
+    def _call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        self._reactor.call_later(delay_s, partial(self._safely, function))
 
     # -- from the driver -------------------------------------------------------------------------
 
@@ -150,23 +178,19 @@ class Tenant:
         if not data:
             self.close()
             return
-        try:
-            for kind, flag, aux, number, body in link.frames(data):
-                self._orders[kind](flag, aux, number, body)
-        except Exception as error:  # nonsense, or this machine has no descriptors or memory left: this driver's end
-            self._report(f"a driver is given up: {type(error).__name__}: {error}")
-            self.close()
+        for kind, flag, aux, number, body in link.frames(data):
+            self._orders[kind](flag, aux, number, body)
 
     def _say(self, data: Any) -> None:
         self._link.queue(data)
         self._reactor.flush_soon(self._link)
 
-    def tell_nodes(self, nodes: list[Any]) -> None:
-        """The cluster's nodes are these now."""
+    def tell_nodes(self, nodes: tuple[int, list[Any]]) -> None:
+        """The cluster's nodes are these now: see `cluster.daemon`."""
         self._say(frame(frames.NODES, marshal.dumps(nodes)))
 
     def _set_state(self, flag: int, aux: int, number: int, body: bytes) -> None:
-        here = present_state(self._max_processes)
+        here = present_state(self._settings.max_processes)
         wanted = marshal.loads(body)
         path = [*wanted["path"], *(entry for entry in here["path"] if entry not in wanted["path"])]
         keep = ("argv", "cwd", "umask", "preload", "max_depth")
@@ -177,24 +201,34 @@ class Tenant:
 
     def _greet(self, flag: int, aux: int, number: int, body: bytes) -> None:
         """The first of a worker that is to be."""
-        resident = Resident(number, self._seats.take())
-        self._residents[number] = resident
-        self._reactor.watch(resident.link.fileno(), partial(self._on_worker, resident))
         info, gpus = marshal.loads(body)
+        resident = self._residents[number] = Resident(number, self._seats.take())
+        resident.seat.words[control_page.ALLOWANCE_BYTES] = self._settings.store_bytes
+        self._watch(resident.link.fileno(), partial(self._on_worker, resident))
+        info["spill_dir"] = self._settings.spill_dir
         if gpus:
             info["environment"] = {**(info["environment"] or {}), **self._gpus.environment_of((id(self), number), gpus)}
         resident.seat.greet({**info, "parent_pid": os.getpid()})
         self._reactor.flush_soon(resident.link)
 
+    def _unseat(self, flag: int, aux: int, number: int, body: bytes) -> None:
+        resident = self._residents.pop(number, None)
+        if resident is not None:
+            resident.seat.take_theirs().close()
+            self._forget(resident)
+
     def _fork(self, flag: int, aux: int, number: int, body: bytes) -> None:
-        resident = self._residents[number]
-        outputs = [Output(1), Output(2)]
-        host = self._need_host()
-        host.connect_outputs(*(output.theirs for output in outputs))
-        for output in outputs:
-            os.close(output.theirs)
+        resident = self._residents.get(number)
+        if resident is None:
+            return  # the zygote died in between, and it was said that the worker is gone
+        for stream in (1, 2):
+            output = Output(stream)
             resident.outputs[output.fd] = output
-            self._reactor.watch(output.fd, partial(self._on_output, resident, output))
+            self._watch(output.fd, partial(self._on_output, resident, output))
+        host = self._need_host()
+        host.connect_outputs(*(output.theirs for output in resident.outputs.values()))
+        for output in resident.outputs.values():
+            output.close_theirs()
         host.fork(number, resident.seat.take_theirs())
         self._reactor.flush_soon(host.link)
 
@@ -214,12 +248,13 @@ class Tenant:
     def _end_output(self, resident: Resident, output: Output) -> None:
         self._reactor.forget(output.fd)
         os.close(output.fd)
+        output.close_theirs()
         del resident.outputs[output.fd]
 
     def _print(self, resident: Resident, number: int, lines: list[bytes]) -> None:
         if not lines:
             return
-        mark = f"({self._node_name}, pid {resident.pid}) ".encode()
+        mark = f"({self._node_id}, pid {resident.pid}) ".encode()
         text = b"".join(mark + line + b"\n" for line in lines)
         now = time.monotonic()
         rate = limits.OUTPUT_BYTES_PER_SECOND
@@ -254,7 +289,7 @@ class Tenant:
     def _look(self, flag: int, aux: int, number: int, body: bytes) -> None:
         resident = self._residents.get(number)
         if resident is not None:
-            resident.seat.when_settled(partial(self._answer_look, number, aux))
+            self._call_later(limits.REVOKE_SETTLE_SECONDS, partial(self._answer_look, number, aux))
 
     def _answer_look(self, number: int, question: int) -> None:
         resident = self._residents.get(number)
@@ -271,25 +306,28 @@ class Tenant:
 
     def _introduce(self, flag: int, aux: int, number: int, body: bytes) -> None:
         segment_id, size_bytes, is_on_disk = marshal.loads(body)
-        fd = self._segments.get(segment_id)
-        if fd is None:
-            fd = self._segments[segment_id] = segment.create_memory_segment(size_bytes).fd
+        file = self._segments.get(segment_id)
+        if file is None:
+            file = self._segments[segment_id] = SharedFile(segment.create_memory_segment(size_bytes).fd)
         resident = self._residents.get(number)
         if resident is not None and segment_id not in resident.known_segments:
             resident.known_segments.add(segment_id)
-            resident.seat.introduce(segment_id, fd, size_bytes, is_on_disk)
+            resident.seat.introduce(segment_id, file.fd, size_bytes, is_on_disk)
             self._reactor.flush_soon(resident.link)
 
     def _write_piece(self, flag: int, aux: int, number: int, body: bytes) -> None:
-        fd = self._segments.get(number)
-        if fd is not None:
-            os.pwrite(fd, memoryview(body)[OFFSET.size :], OFFSET.unpack_from(body)[0])
+        file = self._segments.get(number)
+        if file is not None:
+            segment.write_all(file.fd, memoryview(body)[OFFSET.size :], OFFSET.unpack_from(body)[0])
 
     def _discard(self, flag: int, aux: int, number: int, body: bytes) -> None:
         for segment_id, offset, size_bytes in marshal.loads(body):
-            fd = self._segments.get(segment_id)
-            if fd is not None:
-                segment.punch(fd, offset, segment.round_to_pages(size_bytes))
+            file = self._segments.get(segment_id)
+            if file is not None:
+                segment.punch(file.fd, offset, size_bytes)
+
+    def _forget_segment(self, flag: int, aux: int, number: int, body: bytes) -> None:
+        self._segments.pop(number, None)
 
     # -- from workers ----------------------------------------------------------------------------
 
@@ -310,6 +348,18 @@ class Tenant:
 
     def _hand_on(self, resident: Resident, data: bytes) -> None:
         """Whole frames go to the driver, in as few pieces as can be."""
+        if bytes(resident.seat.words) != resident.told:
+            self._tell_words(resident)  # what it has begun, before it says what came of it
+        try:
+            self._forward(resident, data)
+        except (ValueError, EOFError, TypeError, IndexError, KeyError, InternalError):
+            # User code wrote to a descriptor that was not its own: nothing that follows makes sense.
+            resident.is_stream_over = True
+            self._reactor.forget(resident.link.fileno())
+            self._kill(0, signal.SIGKILL, resident.worker_id, b"")
+        self._may_change(resident)
+
+    def _forward(self, resident: Resident, data: bytes) -> None:
         said = 0  # up to where they have gone
         position, end = 0, len(data)
         while end - position >= HEADER_BYTES:
@@ -317,17 +367,20 @@ class Tenant:
             following = position + HEADER_BYTES + length
             if following > end:
                 if length > limits.FRAME_BYTES:
-                    self._kill(0, signal.SIGKILL, resident.worker_id, b"")
-                    return
+                    raise InternalError(f"a frame of {length} bytes")
                 break
+            if following - said > limits.PIECE_BYTES:
+                self._say_bytes(resident, data[said:position])
+                said = position
             body_at = position + HEADER_BYTES
             if flag & frames.STORED:
                 self._say_bytes(resident, data[said:position])
                 said = position
                 self._send_ranges(kind, flag, data[body_at:following])
             elif kind == frames.SEGMENT:
-                self._segments[number] = resident.link.fds.popleft()
-                resident.segments.add(number)
+                self._segments[number] = SharedFile(resident.link.fds.popleft())
+                resident.writes_large = True
+                self._share_budget()
             elif kind == frames.CHANNEL:
                 self._need_host().adopt(resident.worker_id, resident.link.fds.popleft())
                 self._reactor.flush_soon(self._need_host().link)
@@ -337,20 +390,29 @@ class Tenant:
         self._say_bytes(resident, data[said:position])
         if position < end:
             resident.link.leftover(data, position)
-        self._may_change(resident)
 
     def _say_bytes(self, resident: Resident, data: bytes) -> None:
-        if data:
-            self._say(frame(frames.RELAY, data, number=resident.worker_id))
+        for start in range(0, len(data), limits.PIECE_BYTES):
+            body = data[start : start + limits.PIECE_BYTES]
+            self._say(frame(frames.RELAY, body, number=resident.worker_id))
 
     def _send_ranges(self, kind: int, flag: int, body: bytes) -> None:
         """What the frame names goes before it."""
         if kind in STORED_AT or flag & (frames.HAS_REFERENCES | frames.STATUS_MASK):
             body = marshal.loads(body)[STORED_AT.get(kind, 0)]
+        self._share_budget()
         for extent in extents_of(body):
-            fd = self._segments.get(extent[0])
-            if fd is not None:
-                self._say(Piecewise(extent, fd))
+            file = self._segments.get(extent[0])
+            if file is not None:
+                self._say(Piecewise(extent, file))
+
+    def _share_budget(self) -> None:
+        """As `node.objects` does where there is one process for all: each who writes may use what it uses, and half of
+        what is left."""
+        pages = [resident.seat.words for resident in self._residents.values() if resident.writes_large]
+        spare = max(0, self._settings.store_bytes - sum(words[control_page.USED_BYTES] for words in pages))
+        for words in pages:
+            words[control_page.ALLOWANCE_BYTES] = words[control_page.USED_BYTES] + spare // 2
 
     def _stream_over(self, resident: Resident) -> None:
         if not resident.is_stream_over:
@@ -362,29 +424,30 @@ class Tenant:
     # -- control pages ---------------------------------------------------------------------------
 
     def _may_change(self, resident: Resident) -> None:
-        resident.is_restless = True
+        resident.restless_until = time.monotonic() + limits.RESTLESS_SECONDS
+        self._need_tick()
+
+    def _need_tick(self) -> None:
         if not self._is_ticking:
             self._is_ticking = True
-            self._reactor.call_later(limits.WORDS_SECONDS, self._tick)
+            self._call_later(limits.WORDS_SECONDS, self._tick)
 
     def _tick(self) -> None:
-        """Tell the driver of control pages that have changed; those that did not are left alone until something is sent
-        to or by their workers."""
+        """Tell the driver of control pages that have changed."""
         self._is_ticking = False
+        now = time.monotonic()
         for resident in self._residents.values():
-            if resident.is_restless:
-                if bytes(resident.seat.words) != resident.told:
-                    self._tell_words(resident)
-                    self._may_change(resident)
-                else:
-                    resident.is_restless = False
+            if bytes(resident.seat.words) != resident.told:
+                self._tell_words(resident)
+            if now < resident.restless_until:
+                self._need_tick()
 
     # -- the zygote ------------------------------------------------------------------------------
 
     def _need_host(self) -> Host:
         if self._host is None:
             self._host = Host.start()
-            self._reactor.watch(self._host.link.fileno(), self._on_host)
+            self._watch(self._host.link.fileno(), self._on_host)
             if self._state:
                 self._host.describe(self._state)
         return self._host
@@ -466,11 +529,9 @@ class Tenant:
         self._residents.clear()
         if self._host is not None:
             self._reactor.forget_link(self._host.link)
-            self._host.close()
+            self._host.end()
             self._host = None
         self._seats.close()
-        for fd in self._segments.values():
-            os.close(fd)
         self._segments.clear()
         self._on_end(self)
 

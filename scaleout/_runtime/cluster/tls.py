@@ -17,16 +17,15 @@ DRIVER = "driver"
 
 
 class Identity:
-    """A key and its certificate, as files in a cluster's home."""
+    """A key and its certificate, in one file of a cluster's home: whoever replaces it replaces both."""
 
     def __init__(self, home: Path, name: str) -> None:
-        self.certificate = home / f"{name}.pem"
-        self.key = home / f"{name}.key"
+        self.path = home / f"{name}.pem"
         self.authority = home / "ca.pem"
 
     @property
     def is_there(self) -> bool:
-        return self.certificate.exists() and self.key.exists() and self.authority.exists()
+        return self.path.exists() and self.authority.exists()
 
 
 def server_context(identity: Identity) -> ssl.SSLContext:
@@ -54,7 +53,7 @@ def newcomer_context() -> ssl.SSLContext:
 
 def _loaded(context: ssl.SSLContext, identity: Identity) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(identity.certificate, identity.key)
+    context.load_cert_chain(identity.path)
     context.load_verify_locations(identity.authority)
     return context
 

@@ -49,11 +49,12 @@ class Member:
 
 class Membership:
     """See the module's docstring. `epochs` are those that were given out before this head was started: by node id, the
-    epoch and the boot id of the process that has it."""
+    epoch and the boot id of the process that has it; `version` is higher than any that it had."""
 
     def __init__(
         self,
         epochs: dict[str, tuple[int, str]],
+        version: int = 1,
         suspect_s: float = SUSPECT_SECONDS,
         ttl_s: float = TTL_SECONDS,
     ) -> None:
@@ -61,7 +62,7 @@ class Membership:
         for node_id, (epoch, boot_id) in epochs.items():
             member = self.members[node_id] = Member(node_id, epoch)
             member.boot_id = boot_id
-        self.version = 1
+        self.version = version
         self.suspect_s = suspect_s
         self.ttl_s = ttl_s
 

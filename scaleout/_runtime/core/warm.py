@@ -41,6 +41,11 @@ class WarmRanges:
             left += [part for part in ((first, start), (stop, last)) if part[0] < part[1]]
         self._ranges[segment_id] = left
 
+    def forget(self, segment_id: int) -> None:
+        """Nobody has the segment any more."""
+        for start, stop in self._ranges.pop(segment_id, ()):
+            self.size_bytes -= stop - start
+
     def take(self) -> list[Extent]:
         """All of them, to be given back."""
         taken = [
@@ -51,3 +56,20 @@ class WarmRanges:
         self._ranges.clear()
         self.size_bytes = 0
         return taken
+
+
+def gaps_between(extents: list[Extent], segment_id: int, size_bytes: int) -> list[Extent]:
+    """What of the segment is in none of these.
+
+    >>> gaps_between([(1, 10, 5), (1, 0, 4)], 1, 20)
+    [(1, 4, 6), (1, 15, 5)]
+    """
+    gaps = []
+    gap_start = 0
+    for _, start, size in sorted(extents):
+        if start > gap_start:
+            gaps.append((segment_id, gap_start, start - gap_start))
+        gap_start = max(gap_start, start + size)
+    if gap_start < size_bytes:
+        gaps.append((segment_id, gap_start, size_bytes - gap_start))
+    return gaps

@@ -102,6 +102,9 @@ class ZygoteKeeper:
     def over(self, extents: list[Extent]) -> None:
         """Nobody reads these any more; there are no copies of them."""
 
+    def writer_died(self, segment_id: int, size_bytes: int, keep: list[Extent]) -> None:
+        """Nobody needs more than these of a dead worker's segment; there are no copies of it."""
+
     def _need_host(self) -> Host:
         if self.host is None:
             self.host = Host.start()

@@ -59,6 +59,7 @@ class ObjectTable:
         self._peers = peers
         self.send_soon: Callable[[Peer], None] = lambda peer: None
         self.on_over: Callable[[list[Extent]], None] = lambda extents: None  # copies of these may go
+        self.on_writer_died: Callable[[int, int, list[Extent]], None] = lambda segment_id, size_bytes, keep: None
         self.ranges = RangeTable()
         self.unread: dict[int, tuple[Peer, list[Extent]]] = {}  # large results nobody has looked at yet
         self.has_released = False  # views have died since `report_released`
@@ -272,6 +273,7 @@ class ObjectTable:
         for segment_id in segment_ids:
             keep = [extent for extent in waiting if extent[0] == segment_id]
             keep += self.ranges.in_segment(segment_id)
+            self.on_writer_died(segment_id, self.exchange.foreign_size_of(segment_id), keep)
             self.exchange.writer_died(segment_id, keep)
             if not keep:
                 self._writers.pop(segment_id, None)

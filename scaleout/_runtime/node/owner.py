@@ -101,6 +101,7 @@ class Owner:
         self.keeper.on_nodes = self._nodes_changed
         self.keeper.on_output = self._print
         self.objects.on_over = self.keeper.over
+        self.objects.on_writer_died = self.keeper.writer_died
         self.objects.send_soon = self.lender.send_soon
         self._effects: dict[str, Callable[..., None]] = {
             "start": self._supervisor.start,

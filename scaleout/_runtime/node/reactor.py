@@ -244,8 +244,8 @@ class _Poller:
     def unregister(self, fd: int) -> None:
         try:
             self._poll.unregister(fd)
-        except (OSError, KeyError):
-            pass
+        except (OSError, KeyError, ValueError):
+            pass  # it, or the poller, is closed
 
     def poll(self, timeout_s: float | None) -> list[tuple[int, int]]:
         if self._seconds:

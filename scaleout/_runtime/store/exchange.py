@@ -44,6 +44,7 @@ class Exchange:
         self.allocate = self._writer.allocate
         self.fd_of = self._writer.fd_of
         self.foreign_fd_of = self._reader.fd_of
+        self.foreign_size_of = self._reader.size_of
         self.write = self._writer.write
         self.add = self._reader.add
         self.drain_released = self._reader.drain_released

@@ -177,6 +177,11 @@ class SegmentReader:
             raise ObjectLostError(f"segment {segment_id:#x} is not known here any more")
         return segment.fd, segment.size_bytes, segment.is_on_disk
 
+    def size_of(self, segment_id: int) -> int:
+        """0 if it is gone."""
+        segment = self._segments.get(segment_id)
+        return 0 if segment is None else segment.size_bytes
+
     # -- releasing --------------------------------------------------------------------------------
 
     def drain_released(self) -> list[Extent]:

@@ -188,6 +188,14 @@ def _map(fd: int, offset: int, size_bytes: int, flags: int) -> mmap.mmap:
 # -- punching out ---------------------------------------------------------------------------------
 
 
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """OSError if there is no room for it."""
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data = data[written:]
+        offset += written
+
+
 def punch(fd: int, offset: int, size_bytes: int) -> bool:
     """Give a range's pages or blocks back to the system; it reads as zeros from then on.
 
