@@ -129,6 +129,30 @@ def test_so_many_run_at_once(total: dict[str, Any], options: dict[str, Any], at_
     wait_until(lambda: scaleout.available_resources() == scaleout.cluster_resources())
 
 
+def test_as_many_as_init_says(tmp_path: Path) -> None:
+    """Also when there are fewer CPUs, and again after an actor had some of them while nothing else was to be done."""
+    scaleout.init(num_cpus=5)
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        gate, log = str(tmp_path / name / "gate"), str(tmp_path / name / "log")
+        os.mkfifo(gate)
+        refs = [wait_at.remote(gate, log) for _ in range(5)]
+        wait_until(lambda log=log: len(notes(log)) == 5)  # type: ignore[misc]
+        with open(gate, "w"):
+            scaleout.get(refs)
+        actor = Idle.options(num_cpus=1).remote()
+        scaleout.get(actor.answer.remote())
+        wait_until(lambda: scaleout.available_resources()["CPU"] == 4)
+        scaleout.kill(actor)
+        wait_until(lambda: scaleout.available_resources()["CPU"] == 5)
+
+
+@scaleout.remote
+class Idle:
+    def answer(self) -> None:
+        pass
+
+
 def test_shapes_do_not_starve_one_another() -> None:
     scaleout.init(num_cpus=2, resources={"a": 1, "b": 1})
     add = scaleout.remote(lambda number: number + 1)

@@ -125,9 +125,13 @@ class NodeLink(Link):
         return True
 
     def _hang_up(self) -> None:
-        """Part of a frame may be gone: nothing that follows would be understood. Both sides see the stream's end."""
+        """Part of a frame may be gone, and nothing that follows would be understood: the other side sees the end of the
+        stream, and then so do we. What it has sent until then is read.
+
+        Not by `SSLSocket.shutdown`: that takes the encryption off, and what is read then are the records as they are.
+        """
         try:
-            self.sock.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
         except OSError:
             pass
 

@@ -267,7 +267,8 @@ class Tenant:
         if self._unprinted:
             text = mark + f"[{self._unprinted} lines were left out: too many at once]\n".encode() + text
             self._unprinted = 0
-        self._say(frame(frames.PRINTED, text, aux=number))
+        for start in range(0, len(text), limits.PIECE_BYTES):
+            self._say(frame(frames.PRINTED, text[start : start + limits.PIECE_BYTES], aux=number))
 
     def _kill(self, flag: int, aux: int, number: int, body: bytes) -> None:
         if self._host is not None and number in self._residents:
@@ -348,8 +349,6 @@ class Tenant:
 
     def _hand_on(self, resident: Resident, data: bytes) -> None:
         """Whole frames go to the driver, in as few pieces as can be."""
-        if bytes(resident.seat.words) != resident.told:
-            self._tell_words(resident)  # what it has begun, before it says what came of it
         try:
             self._forward(resident, data)
         except (ValueError, EOFError, TypeError, IndexError, KeyError, InternalError):
@@ -361,6 +360,7 @@ class Tenant:
 
     def _forward(self, resident: Resident, data: bytes) -> None:
         said = 0  # up to where they have gone
+        is_told = bytes(resident.seat.words) == resident.told
         position, end = 0, len(data)
         while end - position >= HEADER_BYTES:
             length, kind, flag, aux, number = HEADER.unpack_from(data, position)
@@ -373,6 +373,11 @@ class Tenant:
                 self._say_bytes(resident, data[said:position])
                 said = position
             body_at = position + HEADER_BYTES
+            if kind != frames.RESULT and not is_told:  # what it asks, it asks for the task that runs there now
+                is_told = True
+                self._say_bytes(resident, data[said:position])
+                said = position
+                self._tell_words(resident)
             if flag & frames.STORED:
                 self._say_bytes(resident, data[said:position])
                 said = position

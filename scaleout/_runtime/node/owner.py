@@ -159,8 +159,8 @@ class Owner:
             self._forget_callables()
         if self.callables.book.forgotten:
             self._forget_definitions()
-        if self.slots is not None and self.slots.is_shared:
-            self.slots.share()
+        if self.slots is not None:
+            self.slots.settle()
         for group in self.groups:
             core = group.core
             if core.ready or core.suspects or core.is_closing:

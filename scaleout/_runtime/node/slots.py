@@ -58,6 +58,7 @@ class Slots:
         self._lock = threading.Lock()
         self._groups: dict[Shape, WorkerGroup] = {}
         self.actors: list[Any] = []  # groups of actors that hold resources, or wait for some
+        self._is_shared = False  # among several shapes and actors
         self.is_closed = False
         self.devices = Devices(self.resources.total.get(GPU, 0) // MILLI)
 
@@ -84,7 +85,7 @@ class Slots:
         settings = self._settings
         is_first = not self._groups
         core = Group(
-            self.resources.shares([(shape, 0, settings.num_cpus)])[0] if is_first else 0,
+            self._all_of(shape) if is_first else 0,
             tasks_per_worker=1 if _has_gpus(shape) else None,  # CUDA keeps the devices that a process has begun with
             max_retries=settings.max_retries,
             cpus=settings.num_cpus,
@@ -121,26 +122,44 @@ class Slots:
     def worker_gone(self, peer: Peer) -> None:
         self.devices.give_back(peer.worker_id)
 
-    @property
-    def is_shared(self) -> bool:
-        return len(self._groups) + len(self.actors) > 1
-
-    def share(self) -> None:
-        """On the reactor thread: say anew how many tasks of each shape may run."""
+    def settle(self) -> None:
+        """On the reactor thread, in each of its turns: say anew how many tasks of each shape may run."""
         groups = [*self._groups.values(), *self.actors]
+        if len(groups) > 1:
+            self._is_shared = True
+            self._share(groups)
+        elif self._is_shared:  # not any more: who is left has it all, whatever it can use of it now
+            self._is_shared = False
+            self._give_all(groups)
+
+    def _give_all(self, groups: list[WorkerGroup]) -> None:
+        for group in groups:
+            held, _ = group.core.demand
+            self._grant(group, self._all_of(group.shape, held))
+
+    def _all_of(self, shape: Shape, held: int = 0) -> int:
+        """How many tasks of this shape may run where there is no other; no more than there are CPUs, however little of
+        them each needs, as each has a worker."""
+        cpus = max(1, self.resources.total.get("CPU", 0) // MILLI)
+        return self.resources.shares([(shape, held, max(0, cpus - held))])[0]
+
+    def _share(self, groups: list[WorkerGroup]) -> None:
         demands = []
         for group in groups:
             demands.append((group.shape, *group.core.demand))
         withheld = ((GPU, self._amount_of_leaving(groups)),) if self.devices.holders else ()
         for group, granted in zip(groups, self.resources.shares(demands, withheld), strict=True):
-            core = group.core
-            if core.size != granted:
-                is_more = granted > core.size
-                core.size = granted
-                if is_more:
-                    core.refill()
-                else:
-                    core.slots_lost()
+            self._grant(group, granted)
+
+    def _grant(self, group: WorkerGroup, granted: int) -> None:
+        core = group.core
+        if core.size != granted:
+            is_more = granted > core.size
+            core.size = granted
+            if is_more:
+                core.refill()
+            else:
+                core.slots_lost()
 
     def _amount_of_leaving(self, groups: list[WorkerGroup]) -> int:
         """The GPUs of workers that have nothing to do any more: a device has no new user before the old one is gone."""
@@ -154,7 +173,8 @@ class Slots:
     def nodes_changed(self, nodes: list[dict[str, int]]) -> None:
         """On the reactor thread: these are there now."""
         self.resources.changed(*nodes)
-        self.share()
+        if not self._is_shared:
+            self._give_all(list(self._groups.values()))
 
     def in_use(self) -> dict[str, int]:
         """How much of each resource tasks and actors hold."""
