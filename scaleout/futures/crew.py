@@ -47,8 +47,10 @@ class Crew:
         initargs: Any,
         max_tasks_per_child: int | None,
         max_retries: int | None,
+        follows_cluster: bool = False,
     ) -> None:
         self.max_workers = max_workers
+        self._follows_cluster = follows_cluster
         self.size = 0
         self.group: Any = None
         self.refusal: Callable[[], BaseException] | None = None
@@ -100,10 +102,21 @@ class Crew:
             max_retries=self._max_retries,
             **arguments,
         )
+        if self._follows_cluster:
+            group.follow_cluster(self._cluster_has)
         for crew in [crew for crew in list(_crews) if crew.group.has_ended]:
             _crews.pop(crew, None)
         self.group = group
         _crews[self] = None
+
+    def _cluster_has(self, cpus: int) -> None:
+        """On the runtime's thread: so many CPUs, from now on. If all workers that there might be had been needed, more
+        are; else they start as they are needed."""
+        are_all_there = self.size >= self.max_workers
+        self.max_workers = cpus
+        if are_all_there or self.size > cpus:
+            self.size = cpus
+            self.group.resize(cpus)
 
     def awaited(self) -> None:
         """A thread begins to wait for a call. If one call is made and awaited after the other, make them directly."""

@@ -48,6 +48,7 @@ class ScaleoutExecutor(Executor):
     ) -> None:
         if isinstance(mp_context, str):  # ThreadPoolExecutor's second argument
             thread_name_prefix, mp_context = mp_context, None
+        has_no_size = max_workers is None
         if max_workers is None:
             max_workers = cpu_count()
             if sys.platform == "win32":
@@ -70,7 +71,7 @@ class ScaleoutExecutor(Executor):
         self._max_tasks_per_child = max_tasks_per_child
         self._thread_name_prefix = thread_name_prefix
         self._given_context = mp_context
-        self._crew = Crew(max_workers, initializer, self._initargs, max_tasks_per_child, max_retries)
+        self._crew = Crew(max_workers, initializer, self._initargs, max_tasks_per_child, max_retries, has_no_size)
 
     # -- calls -------------------------------------------------------------------------------------
 

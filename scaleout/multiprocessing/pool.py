@@ -72,7 +72,7 @@ class Pool:
     ) -> None:
         self._state = INIT
         self._pid = this_process.pid
-        follows_cluster = processes is None
+        has_no_size = processes is None
         if processes is None:
             processes = cpu_count()
         if processes < 1:
@@ -92,13 +92,14 @@ class Pool:
         self._last_caller = 0  # the thread that made the last call of `apply`
         self._group = default_session().open_group(
             processes,
-            follows_cluster=follows_cluster,
             initializer=initializer,
             initargs=initargs,
             tasks_per_worker=maxtasksperchild,
             max_retries=max_retries,
             takes_nameless=False,  # as the standard library, and its test suite
         )
+        if has_no_size:
+            self._group.follow_cluster(self._group.resize)
         from multiprocessing import util
 
         self._at_exit = util.Finalize(None, _end_group, args=(self._group,), exitpriority=15)

@@ -103,6 +103,41 @@ def test_a_node_that_is_killed(pair: Cluster) -> None:
     wait_until(lambda: [n["state"] for n in pair.nodes()] in (["alive"], ["alive", "suspected"]))
 
 
+def test_a_node_that_stands_still(pair: Cluster) -> None:
+    """Its machine answers, and it does not: the head gives it up, and with that the program does. When it goes on, it
+    is another node to all, and takes part again."""
+    node = next(node for node in pair.nodes() if not node["is_head"])
+    program = pair.start(
+        """
+        import os, time
+        from scaleout.multiprocessing import Pool
+
+        def where(number):
+            time.sleep(0.02)
+            return os.getppid()
+
+        if __name__ == "__main__":
+            with Pool() as pool:
+                assert len(set(pool.map(where, range(100), chunksize=1))) == 2
+                print("both", flush=True)
+                while len(set(pool.map(where, range(20), chunksize=1))) == 2:
+                    pass
+                assert len(pool._pool) == 2
+                print("one", flush=True)
+                while len(set(pool.map(where, range(20), chunksize=1))) == 1:
+                    pass
+                print("both again")
+        """
+    )
+    assert read_line(program) == "both"
+    os.kill(int(node["pid"]), signal.SIGSTOP)
+    assert read_line(program) == "one"
+    wait_until(lambda: len(pair.nodes()) == 1)
+    os.kill(int(node["pid"]), signal.SIGCONT)
+    assert finish(program) == "both again\n"
+    assert "the head had given this node up" in pair.log()
+
+
 def test_a_node_that_is_stopped_by_its_user(pair: Cluster) -> None:
     node = next(node for node in pair.nodes() if not node["is_head"])
     program = pair.start(SLOW_MAP)
@@ -135,8 +170,10 @@ def test_the_head_is_killed_and_started_again(cluster: Cluster) -> None:
     before = {node["node_id"] for node in cluster.nodes() if not node["is_head"]}
     program = cluster.start(SLOW_MAP, SCALEOUT_ADDRESS=other, SCALEOUT_CLUSTER="default")
     assert read_line(program) == "running"
+    cluster.must("drain", *before)
     kill(cluster.pid_of(cluster.address))
     address = cluster.address
     assert cluster.start_head(cpus=1) == address
     wait_until(lambda: before <= {node["node_id"] for node in cluster.nodes()})
     assert finish(program) == "well\n"
+    assert "draining" in cluster.must("status")

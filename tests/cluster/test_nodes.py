@@ -60,6 +60,37 @@ def test_a_pool_without_a_size_follows_the_nodes(cluster: Cluster) -> None:
     assert finish(program) == "2\n"
 
 
+def test_an_executor_without_a_size_follows_the_nodes(cluster: Cluster) -> None:
+    cluster.start_head()
+    program = cluster.start(
+        """
+        import os, time
+        from scaleout.futures import ScaleoutExecutor
+
+        def began(number):
+            open(f"began{number}", "w").close()
+            while not os.path.exists("go"):
+                time.sleep(0.01)
+
+        if __name__ == "__main__":
+            with ScaleoutExecutor() as executor:
+                executor.submit(abs, 1).result()
+                print("running", flush=True)
+                while not os.path.exists("joined"):
+                    time.sleep(0.01)
+                list(executor.map(began, range(5)))
+                print("well")
+        """
+    )
+    assert read_line(program) == "running"
+    cluster.start_node(cpus=3)
+    # The program learns of it within a second; it has 2 workers until then, and then 5.
+    (cluster.directory / "joined").touch()
+    wait_until(lambda: len(list(cluster.directory.glob("began*"))) == 5)
+    (cluster.directory / "go").touch()
+    assert finish(program) == "well\n"
+
+
 def test_a_draining_node_gets_no_more_work(pair: Cluster) -> None:
     program = pair.start(
         """

@@ -42,13 +42,14 @@ def test_a_process_registers_twice() -> None:
 
 
 def test_a_head_that_was_started_anew() -> None:
-    membership = Membership({"a": (4, "boot1"), "b": (7, "boot2")})
+    membership = Membership({"a": (4, "boot1", True), "b": (7, "boot2", True)})
     assert membership.tick(1000.0) == []
     assert membership.here() == []
     assert not membership.renewed(1000.0, "a", 4)  # its address is not known: it has to say
     assert membership.registered(1000.0, "a", "boot1") == 4
     assert membership.renewed(1001.0, "a", 4)
     assert membership.registered(1000.0, "b", "another") == 8
+    assert [member.is_draining for member in membership.here()] == [True, False]
 
 
 def test_draining_ends_with_the_process() -> None:
@@ -77,7 +78,7 @@ def test_epochs_never_come_twice(steps: list[tuple[str, str, int, float]]) -> No
     """Whatever happens, and however often the head is started anew from what it has kept: two processes never have the
     same epoch of a node, and one that was given up is refused under its old one."""
     membership = Membership({})
-    kept: dict[str, tuple[int, str]] = {}
+    kept: dict[str, tuple[int, str, bool]] = {}
     given_to: dict[tuple[str, int], str] = {}
     over: set[tuple[str, int]] = set()
     now = 0.0
@@ -87,7 +88,7 @@ def test_epochs_never_come_twice(steps: list[tuple[str, str, int, float]]) -> No
         if what == "register":
             before = membership.members.get(node)
             epoch = membership.registered(now, node, boot)
-            kept[node] = epoch, boot
+            kept[node] = epoch, boot, False
             assert given_to.setdefault((node, epoch), boot) == boot
             assert (node, epoch) not in over
             if before is not None:
@@ -100,11 +101,11 @@ def test_epochs_never_come_twice(steps: list[tuple[str, str, int, float]]) -> No
             member = membership.members[node]
             if membership.left(node, kept[node][0]):
                 over.add((node, kept[node][0]))
-                kept[node] = member.epoch, member.boot_id
+                kept[node] = member.epoch, member.boot_id, False
         elif what == "tick":
             for died in membership.tick(now):
                 member = membership.members[died]
                 over.add((died, member.epoch))
-                kept[died] = member.epoch, member.boot_id
+                kept[died] = member.epoch, member.boot_id, False
         elif what == "restart":
             membership = Membership(dict(kept))

@@ -82,6 +82,9 @@ OUTPUT_BYTES_PER_SECOND = 1 << 20
 SILENCE_SECONDS = 10
 """A machine that does not answer for so long is gone: see also `core.membership`."""
 
+REDIAL_SECONDS = 2.0
+"""Until a driver tries again to reach a node that the head has and that it has lost, or could not reach."""
+
 HEAD_SECONDS = 1.0
 """For what a node asks its head while a driver waits; if that is away, the node says what it knows."""
 

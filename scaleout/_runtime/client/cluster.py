@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import secrets
@@ -9,7 +10,7 @@ import secrets
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.embedded import EmbeddedSession
 from scaleout._runtime.cluster import dial, places, tls
-from scaleout._runtime.cluster.fleet import Fleet, RemoteNode
+from scaleout._runtime.cluster.fleet import Fleet, RemoteNode, wanted_of
 from scaleout.errors import ClusterError
 
 TYPE_CHECKING = False
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.reactor import Reactor
 
 
+DIALS_AT_ONCE = 32
+"""A handshake takes a few milliseconds of processor time and a round trip or two: so many keep one core busy."""
+
+
 class ClusterSession(EmbeddedSession):
     """As the embedded one, but that no worker is of this process. ClusterError if the cluster cannot be reached."""
 
@@ -27,19 +32,20 @@ class ClusterSession(EmbeddedSession):
 
     def __init__(self, settings: Settings) -> None:
         self._identity = _identity(settings.address)
-        self._connected, self._version = _connect(settings.address, self._identity)
+        self._connected, self._listed = _connect(settings.address, self._identity)
         cpus = sum(node.resources.get("CPU", 0) for node in self._connected) // 1000
         values = {field: getattr(settings, field) for field in Settings.__slots__}
         super().__init__(Settings(**{**values, "num_cpus": max(1, cpus)}), None)
 
     def _new_keeper(self, host: Host | None, reactor: Reactor) -> Any:
-        nodes, version = self._connected, self._version
+        nodes, listed = self._connected, self._listed
         self._connected = []
         if not nodes:
-            nodes, version = _connect(self.settings.address, self._identity)
-        fleet = Fleet(reactor, nodes, version, self.settings.max_processes)
-        fleet.dial = lambda address: dial.attach(address, self._identity)[0]
-        return fleet
+            nodes, listed = _connect(self.settings.address, self._identity)
+        return Fleet(reactor, nodes, listed, self.settings.max_processes, self._dial)
+
+    def _dial(self, address: str) -> RemoteNode:
+        return dial.attach(address, self._identity)[0]
 
     @property
     def num_cpus(self) -> int:
@@ -56,18 +62,30 @@ class ClusterSession(EmbeddedSession):
         super().forget()
 
 
-def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], int]:
-    """(links to all nodes of the cluster that are there, the version of the list of these)"""
+def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], tuple[int, list[Any]]]:
+    """(links to all nodes of the cluster that may be given work, the list of all, as `cluster.daemon` tells it)"""
     first, info = dial.attach(address, identity)
     nodes = [first]
-    version, others = info["nodes"]
-    for node_id, at, _, state, is_draining in others:
-        if node_id != first.node_id and state == "alive" and not is_draining:
-            try:
-                nodes.append(dial.attach(at, identity)[0])
-            except ClusterError:
-                pass  # it is about to be found dead
-    return nodes, version
+
+    def reach(at: str) -> None:
+        try:
+            nodes.append(dial.attach(at, identity)[0])
+        except (ClusterError, OSError):
+            pass  # it is about to be found dead, or is tried again
+
+    others = [at for node_id, at in wanted_of(info["nodes"][1]).items() if node_id != first.node_id]
+    try:
+        if len(others) > 1:
+            with concurrent.futures.ThreadPoolExecutor(min(DIALS_AT_ONCE, len(others))) as executor:
+                list(executor.map(reach, others))
+        else:
+            for at in others:
+                reach(at)
+    except BaseException:  # Ctrl-C
+        for node in nodes:
+            node.link.close()
+        raise
+    return nodes, info["nodes"]
 
 
 def _identity(address: str) -> tls.Identity:

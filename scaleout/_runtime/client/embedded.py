@@ -7,6 +7,7 @@ Threads and workers exist while worker groups do. When the last group has ended,
 from __future__ import annotations
 
 import threading
+import weakref
 from functools import partial
 
 from scaleout._runtime.base import limits, this_process
@@ -79,7 +80,6 @@ class EmbeddedSession:
         self,
         size: int,
         *,
-        follows_cluster: bool = False,
         initializer: Callable[..., Any] | None = None,
         initargs: Iterable[Any] = (),
         tasks_per_worker: int | None = None,
@@ -90,9 +90,8 @@ class EmbeddedSession:
         reducers: str | None = None,
         carries_globals: bool = False,
     ) -> GroupHandle:
-        """Start `size` workers; returns at once, before they are up. If the group `follows_cluster`, there are as many
-        as its nodes have CPUs from the next change of these on. Not `takes_nameless`: lambdas and closures in results
-        are refused. The group is broken after so many `initializer_failures` in a row. `environment` is what
+        """Start `size` workers; returns at once, before they are up. Not `takes_nameless`: lambdas and closures in
+        results are refused. The group is broken after so many `initializer_failures` in a row. `environment` is what
         its workers have in `os.environ` on top of what this process has, before they import anything of the user's.
         `reducers` is the name of a module whose function of this name gives reducers for what the group pickles. With
         `carries_globals`, a function without a name brings the globals along that it reads, as cloudpickle has it,
@@ -119,9 +118,7 @@ class EmbeddedSession:
             encoder = self.encoder
             if reducers is not None or carries_globals:
                 encoder = Encoder(self.book, of_module(reducers), carries_globals)
-            group = WorkerGroup(core, hello, owner.objects)
-            group.follows_cluster = follows_cluster
-            handle = GroupHandle(self, owner, group, encoder)
+            handle = GroupHandle(self, owner, WorkerGroup(core, hello, owner.objects), encoder)
             owner.opening += 1
             handle.is_open = True
         try:
@@ -469,6 +466,11 @@ class GroupHandle:
     def resize(self, size: int) -> None:
         """So many workers from now on; those too many end when they have done what they hold."""
         self._post(partial(self._owner.resize, self._group, size))
+
+    def follow_cluster(self, method: Callable[[int], None]) -> None:
+        """Call this bound method, on the runtime's thread, with how many CPUs the nodes have whenever that changes; as
+        long as its object lives."""
+        self._group.follower = weakref.WeakMethod(method)
 
     @property
     def has_ended(self) -> bool:

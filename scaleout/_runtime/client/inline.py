@@ -110,6 +110,9 @@ class InlineGroup:
     def direct_call(self, task: tuple[Any, ...]) -> None:
         return None
 
+    def follow_cluster(self, method: Any) -> None:
+        pass
+
     def want_direct(self, is_wanted: bool = True) -> None:
         pass
 

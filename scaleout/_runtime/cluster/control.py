@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 
 
@@ -39,6 +40,10 @@ def start(options: dict[str, Any], token: str | None) -> dict[str, Any]:
         )
     assert process.stdout is not None
     with process.stdout:
+        if not select.select([process.stdout], [], [], START_SECONDS)[0]:
+            process.kill()
+            process.wait()
+            raise ClusterError(f"the node was not ready after {START_SECONDS:g} s; its log is {log}")
         line = process.stdout.readline()
     try:
         answer = dict(json.loads(line))

@@ -76,9 +76,8 @@ def _deadline() -> float:
 
 def introduction() -> dict[str, str]:
     """What both sides of a link must have in common."""
-    import scaleout
-
-    return {"python": "{}.{}".format(*sys.version_info), "scaleout": scaleout.__version__}
+    package = sys.modules["scaleout"]  # which we are a part of, and must not import
+    return {"python": "{}.{}".format(*sys.version_info), "scaleout": package.__version__}
 
 
 def attach(address: str, identity: tls.Identity) -> tuple[RemoteNode, dict[str, Any]]:

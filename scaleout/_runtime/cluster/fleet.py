@@ -224,14 +224,30 @@ def _pages_of(extent: Extent) -> Extent:
     return segment_id, offset, segment.round_to_pages(size_bytes)
 
 
+def wanted_of(nodes: list[Any]) -> dict[str, str]:
+    """Of a list as `cluster.daemon` tells it: the addresses of those that may be given work, by node id."""
+    return {
+        node_id: address for node_id, address, _, state, is_draining in nodes if state == "alive" and not is_draining
+    }
+
+
 class Fleet:
     """The nodes of a driver, with the interface of `node.keeper.ZygoteKeeper`.
 
-    `on_data(peer, data)` takes what a worker says.
+    `dial(address)` makes a link to a node that has joined, in a thread of its own. `on_data(peer, data)` takes what a
+    worker says.
     """
 
-    def __init__(self, reactor: Reactor, nodes: list[RemoteNode], version: int, max_processes: int) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        nodes: list[RemoteNode],
+        listed: tuple[int, list[Any]],
+        max_processes: int,
+        dial: Callable[[str], RemoteNode],
+    ) -> None:
         self.reactor = reactor
+        self._dial = dial
         self.nodes = nodes
         self._max_processes = max_processes
         self._questions = 0
@@ -247,9 +263,9 @@ class Fleet:
         self.on_data: Callable[[Peer, bytes], None] = lambda peer, data: None
         self.on_nodes: Callable[[list[dict[str, int]]], None] = lambda nodes: None
         self.on_output: Callable[[int, str], None] = lambda number, text: None
-        self.dial: Callable[[str], RemoteNode] | None = None  # blocks; for nodes that join
         self._dialled: set[str] = set()
-        self._version = version  # of the list of nodes that we know
+        self._version, nodes_there = listed  # of the list of nodes that we know
+        self._wanted = wanted_of(nodes_there)
 
     # -- to the nodes ----------------------------------------------------------------------------
 
@@ -405,14 +421,15 @@ class Fleet:
         except OSError:
             data = b""
         try:
-            if not data or not self._obey(node, data):
+            if data:
+                self._obey(node, data)
+            else:
                 self._node_died(node)
         except Exception as error:  # nonsense, or no memory left for what it sends: one node less
             self.on_output(2, f"scaleout: node {node.node_id} is given up: {type(error).__name__}: {error}\n")
             self._node_died(node)
 
-    def _obey(self, node: RemoteNode, data: bytes) -> bool:
-        """What a node says; False if the link is of no use any more."""
+    def _obey(self, node: RemoteNode, data: bytes) -> None:
         for kind, flag, aux, number, body in node.link.frames(data):
             if kind == frames.PIECE:
                 self._write_piece(number, body)
@@ -444,7 +461,6 @@ class Fleet:
                 self._left(node, peer)
                 peer.exit_status = -1
                 self.on_refused(peer, body.decode())
-        return True
 
     def _left(self, node: RemoteNode, peer: Peer) -> None:
         del node.peers[peer.worker_id]
@@ -459,36 +475,41 @@ class Fleet:
         if version <= self._version:
             return
         self._version = version
-        known = {node.node_id: node for node in self.nodes}
-        here = {node_id for node_id, *_ in nodes}
-        for missing in [node for node in self.nodes if node.node_id not in here]:
-            self._node_died(missing)  # to the head; or it has left: the link's end may come much later, or never
-        for node_id, address, _, state, is_draining in nodes:
-            node = known.get(node_id)
-            is_wanted = state == "alive" and not is_draining
-            if node is None:
-                if is_wanted and node_id not in self._dialled and self.dial is not None:
-                    self._dialled.add(node_id)
-                    threading.Thread(target=self._reach, args=(node_id, address), daemon=True).start()
+        self._wanted = wanted_of(nodes)
+        is_draining = {node_id: draining for node_id, _, _, _, draining in nodes}
+        for node in list(self.nodes):
+            if (
+                node.node_id not in is_draining
+            ):  # dead to the head, or it has left: the link's end may come late, or never
+                self._node_died(node)
                 continue
-            if node.is_wanted and is_draining:
+            if node.is_wanted and is_draining[node.node_id]:
                 for peer in list(node.peers.values()):
                     if not peer.group.keeps_order:  # an actor stays where it is
                         peer.group.core.lane_unwanted(peer.lane)
-            node.is_wanted = is_wanted
+            node.is_wanted = node.node_id in self._wanted
+        self._reach_all()
+
+    def _reach_all(self) -> None:
+        """Dial those that there are, and that we have no link to."""
+        known = {node.node_id for node in self.nodes} | self._dialled
+        for node_id, address in self._wanted.items():
+            if node_id not in known:
+                self._dialled.add(node_id)
+                threading.Thread(target=self._reach, args=(node_id, address), daemon=True).start()
 
     def _reach(self, node_id: str, address: str) -> None:
         """In a thread of its own."""
-        assert self.dial is not None
         try:
-            node: RemoteNode | None = self.dial(address)
+            node: RemoteNode | None = self._dial(address)
         except (ClusterError, OSError, ValueError):
-            node = None  # it is told of again when something changes
+            node = None
         self.reactor.post(partial(self._reached, node_id, node))
 
     def _reached(self, node_id: str, node: RemoteNode | None) -> None:
         self._dialled.discard(node_id)
         if node is None:
+            self.reactor.call_later(limits.REDIAL_SECONDS, self._reach_all)
             return
         if self.reactor.is_stopping or any(other.node_id == node.node_id for other in self.nodes):
             node.link.close()
@@ -518,6 +539,7 @@ class Fleet:
             peer.exit_status = -1
             self.on_exit(peer)
         self.on_nodes([node.resources for node in self.nodes])
+        self.reactor.call_later(limits.REDIAL_SECONDS, self._reach_all)  # it may only have lost the connection
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -44,17 +44,19 @@ class HeadState:
             )
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS epochs "
-            "(node_id TEXT PRIMARY KEY, epoch INTEGER NOT NULL, boot_id TEXT NOT NULL)"
+            "(node_id TEXT PRIMARY KEY, epoch INTEGER NOT NULL, boot_id TEXT NOT NULL, is_draining INTEGER NOT NULL)"
         )
         self._database.execute(f"PRAGMA user_version = {SCHEMA}")
 
-    def epochs(self) -> dict[str, tuple[int, str]]:
-        rows = self._database.execute("SELECT node_id, epoch, boot_id FROM epochs")
-        return {node_id: (epoch, boot_id) for node_id, epoch, boot_id in rows}
+    def epochs(self) -> dict[str, tuple[int, str, bool]]:
+        """As `core.membership` takes them."""
+        rows = self._database.execute("SELECT node_id, epoch, boot_id, is_draining FROM epochs")
+        return {node_id: (epoch, boot_id, bool(is_draining)) for node_id, epoch, boot_id, is_draining in rows}
 
-    def keep_epoch(self, node_id: str, epoch: int, boot_id: str) -> None:
+    def keep(self, member: Member) -> None:
         """On disk when this returns. sqlite3.Error if it cannot be."""
-        self._database.execute("INSERT OR REPLACE INTO epochs VALUES (?, ?, ?)", (node_id, epoch, boot_id))
+        row = (member.node_id, member.epoch, member.boot_id, int(member.is_draining))
+        self._database.execute("INSERT OR REPLACE INTO epochs VALUES (?, ?, ?, ?)", row)
 
     def close(self) -> None:
         self._database.close()
@@ -149,15 +151,17 @@ class Head(service.HeadServicer):
     def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainReply:
         with self._lock:
             found = self._membership.drained(request.node_id)
+            if found:
+                self._keep(request.node_id)
         if not found:
             context.abort(grpc.StatusCode.NOT_FOUND, f"there is no node {request.node_id!r}")
         return pb.DrainReply()
 
     def _keep(self, node_id: str) -> bool:
-        """On disk: the node's epoch, and who has it. The lock is held."""
+        """On disk: the node's epoch, who has it, and whether that is draining. The lock is held."""
         member = self._membership.members[node_id]
         try:
-            self._state.keep_epoch(node_id, member.epoch, member.boot_id)
+            self._state.keep(member)
         except sqlite3.Error as error:
             self._report(f"the head's database cannot be written: {error}")
             return False

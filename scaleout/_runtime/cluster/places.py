@@ -1,7 +1,7 @@
 """Where a cluster keeps its files on this machine.
 
 Secrets (keys, the join token, the head's address) are in `$SCALEOUT_HOME/<cluster>/`, which several machines may share.
-What belongs to processes of this machine (sockets, pid files, logs, the head's database) is in a local directory, which
+What belongs to processes of this machine (pid files, logs, the head's database) is in a local directory, which
 they must not: `$XDG_RUNTIME_DIR/scaleout/` or `/tmp/scaleout-<uid>/`. Both are ours alone (0700).
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from scaleout.errors import ClusterError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
-"""Of a cluster: a part of file names, and of the path of a Unix socket, which has room for 100 bytes."""
+"""Of a cluster: a part of the names of directories."""
 
 
 def check_name(name: str) -> str:

@@ -49,19 +49,20 @@ class Member:
 
 class Membership:
     """See the module's docstring. `epochs` are those that were given out before this head was started: by node id, the
-    epoch and the boot id of the process that has it; `version` is higher than any that it had."""
+    epoch, the boot id of the process that has it, and whether that is draining; `version` is higher than any before."""
 
     def __init__(
         self,
-        epochs: dict[str, tuple[int, str]],
+        epochs: dict[str, tuple[int, str, bool]],
         version: int = 1,
         suspect_s: float = SUSPECT_SECONDS,
         ttl_s: float = TTL_SECONDS,
     ) -> None:
         self.members: dict[str, Member] = {}
-        for node_id, (epoch, boot_id) in epochs.items():
+        for node_id, (epoch, boot_id, is_draining) in epochs.items():
             member = self.members[node_id] = Member(node_id, epoch)
             member.boot_id = boot_id
+            member.is_draining = is_draining
         self.version = version
         self.suspect_s = suspect_s
         self.ttl_s = ttl_s
@@ -101,7 +102,7 @@ class Membership:
         return True
 
     def drained(self, node_id: str) -> bool:
-        """It gets no new work from now on; False if there is no such node."""
+        """It gets no new work from now on; False if there is no such node. Keep it."""
         member = self.members.get(node_id)
         if member is None or not member.is_here:
             return False

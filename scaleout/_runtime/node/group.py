@@ -21,6 +21,7 @@ from scaleout._runtime.wire import frames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from scaleout._runtime.core.dispatch import Group
@@ -44,7 +45,7 @@ class WorkerGroup:
         self.carrying: list[tuple[Any, ...]] = []  # effects that are being carried out
         self.lent: tuple[Peer, ...] = ()  # workers that submitting threads may talk to themselves
         self.wants_direct = False  # set by submitting threads
-        self.follows_cluster = False  # as many workers as the nodes have CPUs
+        self.follower: Callable[[], Any] = lambda: None  # who wants to know how many CPUs there are, if that changes
         self.keeps_order = False  # its tasks are an actor's calls
         self.shape: Any = ()  # what each of its tasks needs, for a group that shares the node's resources
         self.actor: Any = None  # actors.Fate: what is said of it

@@ -240,8 +240,9 @@ class Owner:
         if self.slots is not None and not self.slots.is_closed:
             self.slots.nodes_changed(nodes)
         for group in self.groups:
-            if group.follows_cluster:
-                self.resize(group, self.keeper.num_cpus)
+            follower = group.follower()
+            if follower is not None:
+                follower(self.keeper.num_cpus)
 
     def _print(self, number: int, text: str) -> None:
         """What workers of other machines have written to their stdout (1) or stderr (2)."""
