@@ -10,7 +10,8 @@ import secrets
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.embedded import EmbeddedSession
 from scaleout._runtime.cluster import dial, places, tls
-from scaleout._runtime.cluster.fleet import Fleet, RemoteNode, wanted_of
+from scaleout._runtime.cluster.fleet import Fleet, RemoteNode
+from scaleout._runtime.core.roster import wanted_of
 from scaleout.errors import ClusterError
 
 TYPE_CHECKING = False
@@ -33,7 +34,7 @@ class ClusterSession(EmbeddedSession):
     def __init__(self, settings: Settings) -> None:
         self._identity = _identity(settings.address)
         self._connected, self._listed = _connect(settings.address, self._identity)
-        cpus = sum(node.resources.get("CPU", 0) for node in self._connected) // 1000
+        cpus = sum(node.room.resources.get("CPU", 0) for node in self._connected) // 1000
         values = {field: getattr(settings, field) for field in Settings.__slots__}
         super().__init__(Settings(**{**values, "num_cpus": max(1, cpus)}), None)
 

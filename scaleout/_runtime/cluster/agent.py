@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Agent:
     """See the module's docstring.
 
-    `on_nodes(reply)` is told of every change of the list of nodes; `on_fenced()` when our epoch is over: what was begun
-    under it others may have begun anew. Both are called on the agent's thread. `report(line)` writes to the log.
+    `on_nodes(reply)` is told of every change of the list of nodes while `wants_nodes()`; `on_fenced()` when our epoch
+    is over: what was begun under it others may have begun anew. All are called on the agent's thread. `report(line)`
+    writes to the log.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Agent:
         head_address: str,
         identity: tls.Identity,
         node: pb.Node,
+        wants_nodes: Callable[[], bool],
         on_nodes: Callable[[pb.NodesReply], None],
         on_fenced: Callable[[], None],
         report: Callable[[str], None],
@@ -41,6 +43,7 @@ class Agent:
         self._channel = channel(head_address, identity)
         self._head = service.HeadStub(self._channel)
         self._node = node
+        self._wants_nodes = wants_nodes
         self._on_nodes = on_nodes
         self._on_fenced = on_fenced
         self._report = report
@@ -83,7 +86,7 @@ class Agent:
     def _renew(self) -> None:
         request = pb.RenewRequest(node_id=self._node.node_id, epoch=self.epoch)
         version = self._head.Renew(request, timeout=limits.DIAL_SECONDS).version
-        if version != self._version:
+        if version != self._version and self._wants_nodes():
             reply = self._head.Nodes(pb.NodesRequest(), timeout=limits.DIAL_SECONDS)
             self._version = reply.version
             self._on_nodes(reply)

@@ -116,7 +116,9 @@ class Daemon:
             signal.signal(signum, lambda *_: self._is_over.set())
         self._reactor.start()
         try:
-            self._agent = Agent(head_address, identity, self._node, self._told_of_nodes, self._fenced, report)
+            self._agent = Agent(
+                head_address, identity, self._node, self._wants_nodes, self._told_of_nodes, self._fenced, report
+            )
             self._agent.start()
             threading.Thread(target=admission.run, name="scaleout-admission", daemon=True).start()
             self._write_record(address, head_address)
@@ -226,10 +228,22 @@ class Daemon:
         self._reactor.post(partial(self._open, NodeLink(sock)))
 
     def _open(self, link: NodeLink) -> None:
-        tenant = Tenant(self._reactor, link, self.node_id, self._gpus, self._settings, self._tenants.remove, report)
+        tenant = Tenant(
+            self._reactor,
+            link,
+            self.node_id,
+            self._gpus,
+            self._settings,
+            self._tenants.remove,
+            lambda tenant: tenant.tell_nodes(self._nodes),
+            report,
+        )
         self._tenants.append(tenant)
-        tenant.tell_nodes(self._nodes)  # they may have changed since it was answered
         tenant.open()
+
+    def _wants_nodes(self) -> bool:
+        """On the agent's thread."""
+        return any(tenant.is_watching for tenant in list(self._tenants))
 
     def _told_of_nodes(self, reply: NodesReply) -> None:
         self._reactor.post(partial(self._tell_drivers, _described(reply)))
@@ -237,7 +251,8 @@ class Daemon:
     def _tell_drivers(self, nodes: tuple[int, list[Any]]) -> None:
         self._nodes = nodes
         for tenant in self._tenants:
-            tenant.tell_nodes(nodes)
+            if tenant.is_watching:
+                tenant.tell_nodes(nodes)
 
     def _fenced(self) -> None:
         self._reactor.post(self._close_tenants)

@@ -23,6 +23,8 @@ from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise, SharedFile
+from scaleout._runtime.core.placement import Room, choose
+from scaleout._runtime.core.roster import Roster
 from scaleout._runtime.core.warm import WarmRanges, gaps_between
 from scaleout._runtime.node.host import present_state
 from scaleout._runtime.node.reactor import READABLE
@@ -49,29 +51,11 @@ class RemoteNode:
     def __init__(self, link: NodeLink, node_id: str, resources: dict[str, int]) -> None:
         self.link = link
         self.node_id = node_id
-        self.resources = resources
-        self.slots = resources.get("CPU", 0) // 1000
-        self.taken: dict[str, int] = {}
-        self.is_wanted = True  # no: it is draining, or has been silent, and gets nothing new
+        self.room = Room(resources)
         self.peers: dict[int, Peer] = {}
         self.mirrored: set[Extent] = set()
         self.warm = WarmRanges()  # was mirrored, and may be overwritten
         self.home: set[int] = set()  # segments of its own workers
-
-    @property
-    def load(self) -> float:
-        return len(self.peers) / self.slots if self.slots else float("inf")
-
-    def has(self, shape: Shape) -> bool:
-        """Whether so much is free."""
-        return all(self.resources.get(name, 0) - self.taken.get(name, 0) >= amount for name, amount in shape)
-
-    def can_have(self, shape: Shape) -> bool:
-        return all(self.resources.get(name, 0) >= amount for name, amount in shape)
-
-    def take(self, shape: Shape, sign: int = 1) -> None:
-        for name, amount in shape:
-            self.taken[name] = self.taken.get(name, 0) + sign * amount
 
 
 class RelayedLink:
@@ -224,13 +208,6 @@ def _pages_of(extent: Extent) -> Extent:
     return segment_id, offset, segment.round_to_pages(size_bytes)
 
 
-def wanted_of(nodes: list[Any]) -> dict[str, str]:
-    """Of a list as `cluster.daemon` tells it: the addresses of those that may be given work, by node id."""
-    return {
-        node_id: address for node_id, address, _, state, is_draining in nodes if state == "alive" and not is_draining
-    }
-
-
 class Fleet:
     """The nodes of a driver, with the interface of `node.keeper.ZygoteKeeper`.
 
@@ -263,9 +240,10 @@ class Fleet:
         self.on_data: Callable[[Peer, bytes], None] = lambda peer, data: None
         self.on_nodes: Callable[[list[dict[str, int]]], None] = lambda nodes: None
         self.on_output: Callable[[int, str], None] = lambda number, text: None
-        self._dialled: set[str] = set()
-        self._version, nodes_there = listed  # of the list of nodes that we know
-        self._wanted = wanted_of(nodes_there)
+        self._teller: RemoteNode | None = None  # by whom we hear of nodes: of a thousand, one is enough
+        self._roster = Roster(*listed)
+        for node in nodes:
+            self._roster.linked(node.node_id)
 
     # -- to the nodes ----------------------------------------------------------------------------
 
@@ -282,19 +260,25 @@ class Fleet:
         state = present_state(self._max_processes)
         del state["environ"]  # a node has its own
         self._tell(node, frame(frames.STATE, marshal.dumps(state)))
+        self._need_teller()
+
+    def _need_teller(self) -> None:
+        if self._teller not in self.nodes:
+            self._teller = self.nodes[0] if self.nodes else None
+            if self._teller is not None:
+                self._tell(self._teller, frame(frames.WATCH))
 
     def seat(self, worker_id: int, shape: Shape) -> RelayedSeat:
-        """Where so much is free; of several nodes on the one with the fewest workers for its CPUs."""
-        able = [node for node in self.nodes if node.can_have(shape)]
-        able = [node for node in able if node.is_wanted] or able
-        if not able:
+        """For a worker that is to be; OSError: there is no node for it."""
+        room = choose((node.room for node in self.nodes), shape)
+        if room is None:
             raise OSError("no node of the cluster has what is asked for any more")
-        free = [node for node in able if node.has(shape)] or able
-        return RelayedSeat(self, min(free, key=lambda node: node.load), worker_id, shape)
+        node = next(node for node in self.nodes if node.room is room)
+        return RelayedSeat(self, node, worker_id, shape)
 
     def fork(self, peer: Peer) -> None:
         seat: Any = peer.seat
-        seat.node.take(peer.group.shape)
+        seat.node.room.take(peer.group.shape)
         self.peers[peer.worker_id] = seat.node.peers[peer.worker_id] = peer
         seat.tell(frame(frames.FORK, number=peer.worker_id))
 
@@ -322,7 +306,7 @@ class Fleet:
     @property
     def num_cpus(self) -> int:
         """Any thread: of all nodes."""
-        return max(1, sum(node.resources.get("CPU", 0) for node in list(self.nodes)) // 1000)
+        return max(1, sum(node.room.resources.get("CPU", 0) for node in list(self.nodes)) // 1000)
 
     def capacity(self, settings: Settings, amounts: dict[str, float]) -> tuple[list[dict[str, int]], list[str]]:
         """As `node.keeper`'s. ValueError for amounts: each node says what it has."""
@@ -331,7 +315,7 @@ class Fleet:
                 f"{', '.join(amounts)} cannot be given where the program runs on a cluster: "
                 "its nodes were started with what they have (`scaleout start --num-cpus ... --resources ...`)"
             )
-        return [node.resources for node in self.nodes], []
+        return self._resources, []
 
     def next_question(self) -> int:
         self._questions = (self._questions + 1) & 0xFFFFFFFF or 1
@@ -464,39 +448,30 @@ class Fleet:
 
     def _left(self, node: RemoteNode, peer: Peer) -> None:
         del node.peers[peer.worker_id]
-        node.take(peer.group.shape, -1)
+        node.room.give_back(peer.group.shape)
         seat: Any = peer.seat
         seat.answer_all()
 
     # -- nodes that come and go ------------------------------------------------------------------
 
     def _told_of_nodes(self, version: int, nodes: list[Any]) -> None:
-        """By any of the nodes, of which some learn later than others."""
-        if version <= self._version:
+        news = self._roster.told(version, nodes)
+        if news is None:
             return
-        self._version = version
-        self._wanted = wanted_of(nodes)
-        is_draining = {node_id: draining for node_id, _, _, _, draining in nodes}
         for node in list(self.nodes):
-            if (
-                node.node_id not in is_draining
-            ):  # dead to the head, or it has left: the link's end may come late, or never
+            if node.node_id in news.gone:
                 self._node_died(node)
                 continue
-            if node.is_wanted and is_draining[node.node_id]:
+            if news.resting.get(node.node_id) and node.room.is_wanted:
                 for peer in list(node.peers.values()):
                     if not peer.group.keeps_order:  # an actor stays where it is
                         peer.group.core.lane_unwanted(peer.lane)
-            node.is_wanted = node.node_id in self._wanted
+            node.room.is_wanted = node.node_id not in news.resting
         self._reach_all()
 
     def _reach_all(self) -> None:
-        """Dial those that there are, and that we have no link to."""
-        known = {node.node_id for node in self.nodes} | self._dialled
-        for node_id, address in self._wanted.items():
-            if node_id not in known:
-                self._dialled.add(node_id)
-                threading.Thread(target=self._reach, args=(node_id, address), daemon=True).start()
+        for node_id, address in self._roster.to_dial().items():
+            threading.Thread(target=self._reach, args=(node_id, address), daemon=True).start()
 
     def _reach(self, node_id: str, address: str) -> None:
         """In a thread of its own."""
@@ -507,16 +482,21 @@ class Fleet:
         self.reactor.post(partial(self._reached, node_id, node))
 
     def _reached(self, node_id: str, node: RemoteNode | None) -> None:
-        self._dialled.discard(node_id)
-        if node is None:
+        if node is None or node.node_id != node_id:  # another has its address now
+            self._roster.unreachable(node_id)
             self.reactor.call_later(limits.REDIAL_SECONDS, self._reach_all)
+        if node is None:
             return
-        if self.reactor.is_stopping or any(other.node_id == node.node_id for other in self.nodes):
+        if self.reactor.is_stopping or not self._roster.linked(node.node_id):
             node.link.close()
             return
         self.nodes.append(node)
         self._prepare(node)
-        self.on_nodes([node.resources for node in self.nodes])
+        self.on_nodes(self._resources)
+
+    @property
+    def _resources(self) -> list[dict[str, int]]:
+        return [node.room.resources for node in self.nodes]
 
     def _write_piece(self, segment_id: int, body: bytes) -> None:
         file = self._mirrors.get(segment_id)
@@ -532,13 +512,15 @@ class Fleet:
         if node not in self.nodes:
             return
         self.nodes.remove(node)
+        self._roster.lost(node.node_id)
+        self._need_teller()
         for peer in list(node.peers.values()):
             # What it has begun since it was heard of last nobody knows: all of it, for those that must not run twice.
             peer.words.assume_all_claimed()
             self._left(node, peer)
             peer.exit_status = -1
             self.on_exit(peer)
-        self.on_nodes([node.resources for node in self.nodes])
+        self.on_nodes(self._resources)
         self.reactor.call_later(limits.REDIAL_SECONDS, self._reach_all)  # it may only have lost the connection
 
     # -- the end ---------------------------------------------------------------------------------

@@ -96,8 +96,8 @@ class Output:
 
 
 class Tenant:
-    """See the module's docstring. `on_end(tenant)` is called when the driver is gone; `report(line)` writes to the
-    node's log."""
+    """See the module's docstring. `on_end(tenant)` is called when the driver is gone, `on_watch(tenant)` when it wants
+    to hear of nodes; `report(line)` writes to the node's log."""
 
     def __init__(
         self,
@@ -107,6 +107,7 @@ class Tenant:
         gpus: Gpus,
         settings: Settings,
         on_end: Callable[[Tenant], None],
+        on_watch: Callable[[Tenant], None],
         report: Callable[[str], None],
     ) -> None:
         self._reactor = reactor
@@ -115,8 +116,10 @@ class Tenant:
         self._gpus = gpus
         self._settings = settings
         self._on_end = on_end
+        self._on_watch = on_watch
         self._report = report
         self._is_closed = False
+        self.is_watching = False  # the driver wants to hear of nodes from us, of all
         self._host: Host | None = None
         self._state: dict[str, Any] = {}
         self._seats = SeatSupply(reactor)
@@ -139,6 +142,7 @@ class Tenant:
             frames.DISCARD: self._discard,
             frames.FORGET_SEGMENT: self._forget_segment,
             frames.UNSEAT: self._unseat,
+            frames.WATCH: self._watch_nodes,
         }
 
     def open(self) -> None:
@@ -188,6 +192,10 @@ class Tenant:
     def tell_nodes(self, nodes: tuple[int, list[Any]]) -> None:
         """The cluster's nodes are these now: see `cluster.daemon`."""
         self._say(frame(frames.NODES, marshal.dumps(nodes)))
+
+    def _watch_nodes(self, flag: int, aux: int, number: int, body: bytes) -> None:
+        self.is_watching = True
+        self._on_watch(self)
 
     def _set_state(self, flag: int, aux: int, number: int, body: bytes) -> None:
         here = present_state(self._settings.max_processes)

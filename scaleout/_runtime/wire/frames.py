@@ -82,6 +82,7 @@ REFUSED = 48  # number: worker id; body: why
 WELCOME = 77  # the node's first frame, once it knows who is there; body: JSON, see cluster.admission
 JOIN = 78  # a newcomer's first frame, and the answer; body: JSON, see cluster.admission
 ATTACH = 79  # the driver's first frame, and the node's answer; body: what they must know of each other
+WATCH = 92  # from now on the driver wants to hear of nodes from this one
 FORGET_SEGMENT = 90  # number: of one that nobody reads or writes any more
 UNSEAT = 91  # the worker that was greeted will not be
 NODES = 88  # body: the nodes that there are now
