@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,17 @@ FIRST_CALLBACKS_AT_THE_EXIT = pytest.mark.xfail(
 )
 
 
+def has_come_to_rest(pid: int) -> bool:
+    """Whether it waits for results. A thread that submits ten thousand calls also waits, for a moment now and then."""
+    before = cpu_ticks(pid)
+    time.sleep(0.2)
+    return state_of(pid) == "S" and cpu_ticks(pid) == before
+
+
+def cpu_ticks(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+
+
 @pytest.mark.parametrize("whole_group", [False, True], ids=["driver", "group"])
 @pytest.mark.parametrize(
     "way",
@@ -111,7 +123,7 @@ def test_ctrl_c(way: str, whole_group: bool, tmp_path: Path) -> None:
             pytest.importorskip(package, reason="the program uses it")
     with running(SCRIPT, tmp_path, way) as program:
         program.wait_for("busy\n", 2)
-        wait_until(lambda: state_of(program.pid) == "S", "the main thread waits")
+        wait_until(lambda: has_come_to_rest(program.pid), "the main thread waits")
         program.interrupt(whole_group)
         assert program.finish() == -signal.SIGINT, program.stdout + program.stderr
         assert program.stderr.endswith("KeyboardInterrupt\n"), program.stderr
