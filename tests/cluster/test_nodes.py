@@ -144,7 +144,7 @@ def test_resources_of_single_nodes(cluster: Cluster) -> None:
         """
     )
     assert "3 CPU asked for" in said
-    assert "on all nodes together" in said
+    assert "no single node has that" in said
 
 
 def test_amounts_are_the_nodes_to_say(cluster: Cluster) -> None:

@@ -200,6 +200,28 @@ def test_tasks_actors_and_objects(pair: Cluster) -> None:
     assert said == "well\n"
 
 
+def test_what_workers_of_other_machines_cannot_inherit(cluster: Cluster) -> None:
+    """A lock is found by its name, and so would work by chance where a node is on this machine."""
+    cluster.start_head()
+    said = cluster.run(
+        """
+        from scaleout.errors import ClusterError
+        from scaleout.multiprocessing import Array, Event, Lock, Pipe, Pool, Queue, Value
+
+        for made in (Lock(), Event(), Queue(), Pipe()[0], Value("i"), Array("i", 3)):
+            try:
+                Pool(1, print, (made,))
+            except ClusterError as error:
+                assert "of this machine alone" in str(error)
+                print(type(made).__name__)
+        with Pool(1, print, (1,)) as pool:
+            print(pool.apply(abs, (-1,)))
+        """
+    )
+    names = [line for line in said.splitlines() if not line.startswith("(")]
+    assert names == ["Lock", "Event", "Queue", "Connection", "Synchronized", "SynchronizedArray", "1"]
+
+
 def test_a_pool_inside_a_task(pair: Cluster) -> None:
     said = pair.run(
         """

@@ -8,17 +8,20 @@ import os
 import secrets
 
 from scaleout._runtime.base.settings import Settings
-from scaleout._runtime.client.embedded import EmbeddedSession
+from scaleout._runtime.client.embedded import EmbeddedSession, InitializerFrames
 from scaleout._runtime.cluster import dial, places, tls
 from scaleout._runtime.cluster.fleet import Fleet, RemoteNode
 from scaleout._runtime.core.roster import wanted_of
+from scaleout._runtime.process.initargs import PassedFds
 from scaleout.errors import ClusterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from scaleout._runtime.node.host import Host
+    from scaleout._runtime.node.owner import Owner
     from scaleout._runtime.node.reactor import Reactor
 
 
@@ -28,8 +31,6 @@ DIALS_AT_ONCE = 32
 
 class ClusterSession(EmbeddedSession):
     """As the embedded one, but that no worker is of this process. ClusterError if the cluster cannot be reached."""
-
-    passes_fds = False
 
     def __init__(self, settings: Settings) -> None:
         self._identity = _identity(settings.address)
@@ -47,6 +48,21 @@ class ClusterSession(EmbeddedSession):
 
     def _dial(self, address: str) -> RemoteNode:
         return dial.attach(address, self._identity)[0]
+
+    def _initializer_frames(
+        self, owner: Owner, initializer: Callable[..., Any], initargs: tuple[Any, ...]
+    ) -> InitializerFrames:
+        """Pickled as a task's arguments are: what children inherit, workers of other machines cannot."""
+        try:
+            encoded = self.encode((initializer, initargs))
+        except RuntimeError as error:
+            if "inheritance" not in str(error):
+                raise
+            raise ClusterError(
+                f"initargs have something of this machine alone ({error}): locks, queues, pipes and shared values of "
+                "multiprocessing do not reach workers of a cluster; scaleout.util.Queue and actors do"
+            ) from error
+        return InitializerFrames(owner.objects, owner.callables, encoded, PassedFds())
 
     @property
     def num_cpus(self) -> int:

@@ -29,7 +29,7 @@ from scaleout._runtime.process import identity
 from scaleout._runtime.process.initargs import PassedFds
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
-from scaleout.errors import ClusterError, ForeignSessionError
+from scaleout.errors import ForeignSessionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,9 +54,6 @@ ONE_CPU = (("CPU", 1000),)
 
 class EmbeddedSession:
     """One process's connection to the runtime inside it."""
-
-    passes_fds = True
-    """Whether workers can be given open files of this machine."""
 
     def __init__(self, settings: Settings, host: Host | None) -> None:
         self.settings = settings
@@ -136,11 +133,6 @@ class EmbeddedSession:
         passed = PassedFds()
         try:
             encoded = self.encoder.encode_for_spawn((initializer, initargs), passed)
-            if passed.fds and not self.passes_fds:
-                raise ClusterError(
-                    "the initializer or its arguments have something of this machine alone: locks, queues, pipes and "
-                    "shared values of multiprocessing do not reach workers of a cluster"
-                )
             return InitializerFrames(owner.objects, owner.callables, encoded, passed)
         except BaseException:
             passed.close()

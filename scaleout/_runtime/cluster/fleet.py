@@ -27,7 +27,6 @@ from scaleout._runtime.core.placement import Room, choose
 from scaleout._runtime.core.roster import Roster
 from scaleout._runtime.core.warm import WarmRanges, gaps_between
 from scaleout._runtime.node.host import present_state
-from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.store import segment
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import frame
@@ -52,6 +51,7 @@ class RemoteNode:
         self.link = link
         self.node_id = node_id
         self.room = Room(resources)
+        self.state = b""  # how its workers are to look, as it was told
         self.peers: dict[int, Peer] = {}
         self.mirrored: set[Extent] = set()
         self.warm = WarmRanges()  # was mirrored, and may be overwritten
@@ -227,6 +227,7 @@ class Fleet:
         self._dial = dial
         self.nodes = nodes
         self._max_processes = max_processes
+        self._state = b""
         self._questions = 0
         self.host = None  # no zygote is ours
         self._warm = WarmRanges()  # of our own mirrors
@@ -252,14 +253,14 @@ class Fleet:
         if not self.nodes:
             raise OSError("no node of the cluster is connected")
         for node in self.nodes:
-            self._prepare(node)
-
-    def _prepare(self, node: RemoteNode) -> None:
-        if not self.reactor.is_watching(node.link.fileno()):
-            self.reactor.watch(node.link.fileno(), partial(self._on_node, node))
+            self._listen(node)
         state = present_state(self._max_processes)
         del state["environ"]  # a node has its own
-        self._tell(node, frame(frames.STATE, marshal.dumps(state)))
+        self._state = marshal.dumps(state)
+
+    def _listen(self, node: RemoteNode) -> None:
+        if not self.reactor.is_watching(node.link.fileno()):
+            self.reactor.watch(node.link.fileno(), partial(self._on_node, node))
         self._need_teller()
 
     def _need_teller(self) -> None:
@@ -274,6 +275,9 @@ class Fleet:
         if room is None:
             raise OSError("no node of the cluster has what is asked for any more")
         node = next(node for node in self.nodes if node.room is room)
+        if node.state != self._state:  # of a thousand nodes, those that get workers are told
+            node.state = self._state
+            self._tell(node, frame(frames.STATE, self._state))
         return RelayedSeat(self, node, worker_id, shape)
 
     def fork(self, peer: Peer) -> None:
@@ -395,19 +399,11 @@ class Fleet:
     # -- from the nodes --------------------------------------------------------------------------
 
     def _on_node(self, node: RemoteNode, events: int) -> None:
-        link = node.link
-        if events & ~READABLE:
-            self.reactor.flush_soon(link)
-        try:
-            data = link.receive()
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
+        data = self.reactor.read(node.link, events)
         try:
             if data:
                 self._obey(node, data)
-            else:
+            elif data is not None:
                 self._node_died(node)
         except Exception as error:  # nonsense, or no memory left for what it sends: one node less
             self.on_output(2, f"scaleout: node {node.node_id} is given up: {type(error).__name__}: {error}\n")
@@ -491,7 +487,7 @@ class Fleet:
             node.link.close()
             return
         self.nodes.append(node)
-        self._prepare(node)
+        self._listen(node)
         self.on_nodes(self._resources)
 
     @property

@@ -170,19 +170,12 @@ class Tenant:
     # -- from the driver -------------------------------------------------------------------------
 
     def _on_driver(self, events: int) -> None:
-        link = self._link
-        if events & ~READABLE:
-            self._reactor.flush_soon(link)
-        try:
-            data = link.receive()
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
+        data = self._reactor.read(self._link, events)
         if not data:
-            self.close()
+            if data is not None:
+                self.close()
             return
-        for kind, flag, aux, number, body in link.frames(data):
+        for kind, flag, aux, number, body in self._link.frames(data):
             self._orders[kind](flag, aux, number, body)
 
     def _say(self, data: Any) -> None:
@@ -341,19 +334,11 @@ class Tenant:
     # -- from workers ----------------------------------------------------------------------------
 
     def _on_worker(self, resident: Resident, events: int) -> None:
-        link = resident.link
-        if events & ~READABLE:
-            self._reactor.flush_soon(link)
-        try:
-            data = link.receive()
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
+        data = self._reactor.read(resident.link, events)
+        if data:
+            self._hand_on(resident, data)
+        elif data is not None:
             self._stream_over(resident)
-            return
-        self._hand_on(resident, data)
 
     def _hand_on(self, resident: Resident, data: bytes) -> None:
         """Whole frames go to the driver, in as few pieces as can be."""
@@ -468,16 +453,10 @@ class Tenant:
     def _on_host(self, events: int) -> None:
         host = self._host
         assert host is not None
-        if events & ~READABLE:
-            self._reactor.flush_soon(host.link)
-        try:
-            data = host.link.receive()
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
+        data = self._reactor.read(host.link, events)
         if not data:
-            self._host_died(host)
+            if data is not None:
+                self._host_died(host)
             return
         for kind, _, aux, number, body in host.link.frames(data):
             resident = self._residents.get(number)

@@ -15,7 +15,6 @@ from collections import deque
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.node.host import Host, present_state
-from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.node.seat import Seat, SeatSupply
 from scaleout._runtime.wire import frames
 
@@ -117,16 +116,10 @@ class ZygoteKeeper:
     def _on_host(self, events: int) -> None:
         host = self.host
         assert host is not None
-        if events & ~READABLE:
-            self._reactor.flush_soon(host.link)
-        try:
-            data = host.link.receive()
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
+        data = self._reactor.read(host.link, events)
         if not data:
-            self._host_died(host)
+            if data is not None:
+                self._host_died(host)
             return
         for kind, _, aux, number, body in host.link.frames(data):
             peer = self.peers.get(number)

@@ -118,6 +118,18 @@ class Reactor:
         if link.is_open:
             self._unsent[link.fileno()] = link
 
+    def read(self, link: Link, events: int) -> bytes | None:
+        """What has arrived, when the link's fd is ready for `events`: b"" is the end of the stream, None nothing. What
+        waits to be sent goes on, if it can."""
+        if events & ~READABLE:
+            self.flush_soon(link)
+        try:
+            return link.receive()
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
     def forget_link(self, link: Link) -> None:
         """It is about to be closed: nothing of it is read or sent any more."""
         fd = link.fileno()

@@ -76,10 +76,10 @@ class Slots:
     def check(self, shape: Shape) -> None:
         """Any thread: InfeasibleError for more than there is."""
         if not self.resources.can_ever_fit(shape):
-            raise InfeasibleError(
-                f"{described(shape)} asked for, and there is no more than {described(self.resources.total.items())}"
-                + (" on all nodes together" if self.resources.is_divided else "")
-            )
+            total = described(self.resources.total.items())
+            if self.resources.is_divided:
+                raise InfeasibleError(f"{described(shape)} asked for, and no single node has that; all have {total}")
+            raise InfeasibleError(f"{described(shape)} asked for, and there is no more than {total}")
 
     def _new_group(self, shape: Shape) -> WorkerGroup:
         settings = self._settings
@@ -124,13 +124,12 @@ class Slots:
 
     def settle(self) -> None:
         """On the reactor thread, in each of its turns: say anew how many tasks of each shape may run."""
-        groups = [*self._groups.values(), *self.actors]
-        if len(groups) > 1:
+        if len(self._groups) + len(self.actors) > 1:
             self._is_shared = True
-            self._share(groups)
+            self._share([*self._groups.values(), *self.actors])
         elif self._is_shared:  # not any more: who is left has it all, whatever it can use of it now
             self._is_shared = False
-            self._give_all(groups)
+            self._give_all([*self._groups.values(), *self.actors])
 
     def _give_all(self, groups: list[WorkerGroup]) -> None:
         for group in groups:

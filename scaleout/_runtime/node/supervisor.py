@@ -13,7 +13,6 @@ from functools import partial
 
 from scaleout._runtime.base import references
 from scaleout._runtime.node.peer import Peer
-from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.process import identity
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import frame
@@ -124,19 +123,11 @@ class Supervisor:
             self._reactor.watch(peer.link.fileno(), partial(self._on_link, peer))
 
     def _on_link(self, peer: Peer, events: int) -> None:
-        link = peer.link
-        if events & ~READABLE:
-            self._reactor.flush_soon(link)
-        try:
-            data = link.receive()
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
+        data = self._reactor.read(peer.link, events)
+        if data:
+            self._receive(peer, data)
+        elif data is not None:
             self._stream_over(peer)
-            return
-        self._receive(peer, data)
 
     def _stream_over(self, peer: Peer) -> None:
         if not peer.is_stream_over:
