@@ -35,10 +35,18 @@ def call_in_turn(executor: ScaleoutExecutor) -> None:
 
 
 def submit_directly(executor: ScaleoutExecutor, function: Callable[..., Any], *args: Any) -> Any:
-    """A future whose call went to the worker past the runtime's thread, and whose answer nobody has read. The call is
-    made once before, so that the worker knows the function."""
-    executor.submit(function, *args).exception()
-    return submit_directly_once(executor, function, *args)
+    """A future whose call went to the worker past the runtime's thread, and whose answer nobody has read. The call may
+    have been made before: the worker must know the function, and the runtime may want it for a moment, as when memory
+    of an earlier result goes back."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        executor.submit(function, *args).exception()
+        call_in_turn(executor)
+        future = executor.submit(function, *args)
+        if future._call is not None:
+            return future
+        future.exception()
+    raise AssertionError("no call was direct")
 
 
 def submit_directly_once(executor: ScaleoutExecutor, function: Callable[..., Any], *args: Any) -> Any:
