@@ -15,6 +15,10 @@ the future as the base class does, under the condition. `result()` and `exceptio
 there puts a lock of its own on a list *before* it looks at the state a last time, and the runtime stores the state
 before it looks at the list.
 
+The runtime's thread never waits for a condition, nor for the event of who waits for several futures: a signal handler's
+exception leaves them locked for ever when it strikes at the wrong moment, and `wait` and `as_completed`, which take the
+conditions of all their futures one after the other, are long at such a moment.
+
 A call that was made directly (see node.direct) is read by the thread that asks for its result, past the runtime's own.
 Whatever else is done with such a future hands the call over to the runtime first.
 """
@@ -41,16 +45,31 @@ if TYPE_CHECKING:
 
 SETTLED: Any = object()
 _settling = threading.Lock()
+CONDITION_TRIES = 10
+CONDITION_PAUSE_SECONDS = 0.001
+"""The first pause; each is twice as long as the one before: a second in all."""
+
+
+class _Waiters(list):  # of Any
+    """Who waits for several futures. Each gets an event that can be set whatever has struck him."""
+
+    def append(self, waiter: Any) -> None:
+        if type(getattr(waiter, "event", None)) is threading.Event:
+            waiter.event = session.Latch()  # nobody looks at it before the waiter is with all its futures
+        super().append(waiter)
 
 
 class _MadeOnDemand:
-    """An attribute that is an empty list once somebody asks for it."""
+    """An attribute that is made, empty, once somebody asks for it."""
+
+    def __init__(self, kind: type[list[Any]]) -> None:
+        self._kind = kind
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
     def __get__(self, future: Any, owner: type) -> Any:
-        return self if future is None else future.__dict__.setdefault(self._name, [])
+        return self if future is None else future.__dict__.setdefault(self._name, self._kind())
 
 
 class _Unpickled:
@@ -75,8 +94,8 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
     _record: Any = None  # the callable, if it must be released in the end
     _call: Any = None  # the direct call whose answer nobody has read yet
     _locks: Any = ()  # of threads that wait in result() or exception()
-    _waiters: Any = _MadeOnDemand()
-    _done_callbacks: Any = _MadeOnDemand()
+    _waiters: Any = _MadeOnDemand(_Waiters)
+    _done_callbacks: Any = _MadeOnDemand(list)
     _result: Any = _Unpickled()
     _exception: Any = _Unpickled()
 
@@ -114,48 +133,53 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
             crew.delivered(status)
         if self._state != PENDING:
             return  # completed by hand
-        if status == session.CANCELLED:
-            self._cancelled_by_runtime()
-            return
-        own["_raw"] = (status, payload)
+        if status != session.CANCELLED:
+            own["_raw"] = (status, payload)
         if own.setdefault("_genuine", SETTLED) is SETTLED:
-            self._state = FINISHED
-            locks = self._locks
-            while locks:
-                locks.pop().release()
+            self._state = CANCELLED_AND_NOTIFIED if status == session.CANCELLED else FINISHED
+            self._release_locks()
+        elif status == session.CANCELLED:
+            self._settle(partial(self._finish, CANCELLED_AND_NOTIFIED, "add_cancelled"))
         else:
-            self._complete(may_unpickle=False)
+            self._settle(partial(self._finish_pickled, status))
 
-    def _complete(self, may_unpickle: bool) -> None:
-        """As `set_result` and `set_exception` of the base class, with the value still pickled."""
-        own = self.__dict__
+    def _settle(self, finish: Callable[[], None], tries: int = CONDITION_TRIES) -> None:
+        """`finish`, under the condition. Whoever has it lets it go in a moment, and is asked again then, later and
+        later; who has not after a second was struck by an exception."""
         condition = self._condition
-        with condition:
-            if self._state not in (PENDING, RUNNING):
-                return
-            waiters = list(own.get("_waiters", ()))
-            if may_unpickle:
-                is_result = self._exception is None
-            elif any(getattr(waiter, "stop_on_exception", False) for waiter in waiters):
-                # One waits for the first exception: whether this is one shows when it is unpickled. Failures take the
-                # same way, as they must not overtake what came before them.
-                self._crew.group.put_callback(partial(self._complete, True))  # type: ignore[union-attr]
-                return
-            else:
-                is_result = own["_raw"][0] == OK
-            self._state = FINISHED
-            for waiter in waiters:
-                if is_result:
-                    waiter.add_result(self)
-                else:
-                    waiter.add_exception(self)
-            self._invoke_callbacks()  # elsewhere, and queued there before anybody wakes up and queues behind them
-            condition.notify_all()
-        self._release_locks()
+        is_mine = condition.acquire(blocking=False)
+        if not is_mine and tries:
+            group = self._crew.group  # type: ignore[union-attr]
+            pause_s = CONDITION_PAUSE_SECONDS * 2 ** (CONDITION_TRIES - tries)
+            group.post(partial(group.call_later, pause_s, partial(self._settle, finish, tries - 1)))
+            return
+        try:
+            if self._state in (PENDING, RUNNING):
+                finish()
+            if is_mine:
+                condition.notify_all()
+        finally:
+            if is_mine:
+                condition.release()
 
-    def _cancelled_by_runtime(self) -> None:
-        _base.Future.cancel(self)
-        self.set_running_or_notify_cancel()
+    def _finish_pickled(self, status: int) -> None:
+        """With the value still pickled, if nobody needs to know what it is."""
+        if any(getattr(waiter, "stop_on_exception", False) for waiter in self.__dict__.get("_waiters", ())):
+            # One waits for the first exception: whether this is one shows when it is unpickled. Failures take the
+            # same way, as they must not overtake what came before them.
+            self._crew.group.put_callback(self._finish_unpickled)  # type: ignore[union-attr]
+        else:
+            self._finish(FINISHED, "add_result" if status == OK else "add_exception")
+
+    def _finish_unpickled(self) -> None:
+        tell = "add_result" if self._exception is None else "add_exception"
+        self._crew.group.post(partial(self._settle, partial(self._finish, FINISHED, tell)))  # type: ignore[union-attr]
+
+    def _finish(self, state: str, tell: str) -> None:
+        self._state = state
+        for waiter in list(self.__dict__.get("_waiters", ())):
+            getattr(waiter, tell)(self)
+        self._invoke_callbacks()  # elsewhere, and queued there before anybody wakes up and queues behind them
         self._release_locks()
 
     def _release_locks(self) -> None:
@@ -288,8 +312,11 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
             return is_cancelled
         self._hand_over()
         task = self._task
-        if task is not None:
-            self._crew.group.cancel(task)
+        if task is not None and self._crew.group.cancel(task):
+            try:
+                self._wait(None)  # somebody may have the condition just now
+            except _base.CancelledError:
+                pass
         return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
 
     def cancelled(self) -> bool:

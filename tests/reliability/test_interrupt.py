@@ -278,9 +278,10 @@ class Injector:
     happens to be collected: what is raised in it reaches nobody, Python prints it and goes on.
     """
 
-    def __init__(self, position: int, kind: type[BaseException]) -> None:
+    def __init__(self, position: int, kind: type[BaseException], files: tuple[str, ...] = ("/scaleout/",)) -> None:
         self.left = position
         self.kind = kind
+        self.files = files
         self.count = 0
         self.where = ""
         self._codes: dict[CodeType, bytes] = {}
@@ -295,8 +296,11 @@ class Injector:
         self._last[frame] = code[frame.f_lasti]
         return last in LOOKS_FOR_SIGNALS
 
+    def _is_of_interest(self, file: str) -> bool:
+        return any(part in file for part in self.files)
+
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        if event == "call" and ("/scaleout/" not in frame.f_code.co_filename or is_in_finalizer(frame)):
+        if event == "call" and (not self._is_of_interest(frame.f_code.co_filename) or is_in_finalizer(frame)):
             return None
         frame.f_trace = self._trace  # or 3.13 does not take notice of the next line
         frame.f_trace_opcodes = True
@@ -319,8 +323,8 @@ class Injector:
             self._last.clear()
 
 
-def count_opcodes(operation: Callable[[], Any]) -> int:
-    injector = Injector(-1, Alarm)
+def count_opcodes(operation: Callable[[], Any], files: tuple[str, ...] = ("/scaleout/",)) -> int:
+    injector = Injector(-1, Alarm, files)
     injector.run(operation)
     return injector.count
 
@@ -331,15 +335,16 @@ def walk(
     check: Callable[[Any, str], None],
     stride: int,
     kind: type[BaseException],
+    files: tuple[str, ...] = ("/scaleout/",),
 ) -> int:
-    """Every `stride`th position of `operate`; returns how many exceptions were raised."""
+    """Every `stride`th position of `operate` in `files`; returns how many exceptions were raised."""
     subject = prepare()
-    total = count_opcodes(lambda: operate(subject))
+    total = count_opcodes(lambda: operate(subject), files)
     check(subject, "nowhere")
     raised = 0
     for position in range(1, total + 1, stride):
         subject = prepare()
-        injector = Injector(position, kind)
+        injector = Injector(position, kind, files)
         try:
             injector.run(lambda subject=subject: operate(subject))
         except kind:

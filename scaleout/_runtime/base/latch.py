@@ -1,4 +1,4 @@
-"""An event that happens once, for waiters whom a signal handler's exception may strike at any moment.
+"""An event for waiters whom a signal handler's exception may strike at any moment.
 
 `threading.Event` has a lock that waiter and setter share, taken by Python code: an exception just after that leaves it
 taken, and whoever sets the event waits for ever. Here each waiter has a lock of its own, which only he waits for.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Latch:
-    """See the module's docstring. The interface is that of `threading.Event`, without `clear`."""
+    """See the module's docstring. The interface is that of `threading.Event`."""
 
     __slots__ = ("_is_set", "_waiters")
 
@@ -33,6 +33,9 @@ class Latch:
                 self._waiters.pop().release()
         except IndexError:
             pass
+
+    def clear(self) -> None:
+        self._is_set = False
 
     def wait(self, timeout: float | None = None) -> bool:
         """Whether it has happened, within `timeout` seconds."""
