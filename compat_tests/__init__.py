@@ -6,6 +6,7 @@
     python -m compat_tests --suite multiprocessing -k test_imap
     python3.11 -m compat_tests --json 311.json        # one run per Python ...
     python3.13 -m compat_tests --json 313.json
+    python -m compat_tests --nodes 2 --json nodes.json  # with the workers on the nodes of a cluster
     python -m compat_tests report 311.json 313.json   # ... and one table
     python -m compat_tests --sabotage                 # what passes although our class always fails?
     python -m compat_tests surface                    # names that upstream uses and scaleout lacks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from compat_tests import report, suites, surface
+from compat_tests import nodes, report, suites, surface
 from compat_tests.suite import ExclusionError, Suite, load_suite
 from compat_tests.supervise import RunnerError, SuiteResult, Supervisor, runner_environ
 
@@ -47,6 +48,9 @@ def _run_parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=TIMEOUT_S, metavar="S", help="limit per test, seconds (default %(default)s)"
     )
     parser.add_argument(
+        "--nodes", type=int, default=0, metavar="N", help="workers are those of a cluster of N nodes on this machine"
+    )
+    parser.add_argument(
         "--sabotage", action="store_true", help="make scaleout's class fail; report what passes nevertheless"
     )
     parser.add_argument(
@@ -58,7 +62,7 @@ def _run_parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     try:
         return _run_suites(options)
-    except (ExclusionError, RunnerError, subprocess.TimeoutExpired) as error:
+    except (ExclusionError, RunnerError, nodes.NodesError, subprocess.TimeoutExpired) as error:
         print(error, file=sys.stderr)
         return CANNOT_RUN
 
@@ -71,15 +75,16 @@ def _run_suites(options: argparse.Namespace) -> int:
         print(f"no such suite: {', '.join(sorted(unknown))}", file=sys.stderr)
         return CANNOT_RUN
     chosen = [(module, suite) for module, suite in chosen if not options.suite or suite.name in options.suite]
-    supervisor = Supervisor(options.timeout, options.sabotage, _say)
-    results = [_run_one(supervisor, module, suite, _selector(options.k)) for module, suite in chosen]
-    run = report.Run(report.this_python(), results)
+    with nodes.running(options.nodes) if options.nodes else contextlib.nullcontext({}) as settings:
+        supervisor = Supervisor(options.timeout, options.sabotage, _say, settings)
+        results = [_run_one(supervisor, module, suite, _selector(options.k)) for module, suite in chosen]
+    run = report.Run(report.this_python(), results, options.nodes)
     if options.sabotage:
         return _judge_sabotage(run)
     print(report.text(run))
     if options.json:
         report.write_json(run, options.json)
-    elif not (options.suite or options.k or options.suite_module):
+    elif not (options.suite or options.k or options.suite_module or options.nodes):
         report.DOCUMENT.write_text(report.markdown([run]), encoding="utf-8")
     if options.k and not any(result.passed or result.failed for result in results):
         print(f"no counted test matches {options.k!r}", file=sys.stderr)

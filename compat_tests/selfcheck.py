@@ -377,10 +377,16 @@ def test_scripts_are_found_in_nested_code(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_exclusions_are_parsed_with_versions(tmp_path: Path) -> None:
     path = tmp_path / "exclude.txt"
-    path.write_text("# comment\n\nA.test_x  -- because -- so\nA.test_y [>=3.13] -- fails: new\n", encoding="utf-8")
+    path.write_text(
+        "# comment\n\nA.test_x  -- because -- so\nA.test_y [>=3.13] -- fails: new\n"
+        "A.test_z [nodes] -- files\nA.test_v [>=3.12] [nodes] -- both\n",
+        encoding="utf-8",
+    )
     assert parse_exclusions(path) == [
         Exclusion("A.test_x", "because -- so"),
         Exclusion("A.test_y", "fails: new", (3, 13)),
+        Exclusion("A.test_z", "files", on_nodes_only=True),
+        Exclusion("A.test_v", "both", (3, 12), on_nodes_only=True),
     ]
     path.write_text("A.test_x -- once\nA.test_x -- twice\n", encoding="utf-8")
     with pytest.raises(ExclusionError, match="excluded twice"):
@@ -392,12 +398,14 @@ def test_runs_of_several_pythons_merge_into_one_table(tmp_path: Path) -> None:
     bad = SuiteResult("made-up", failed={"A.x": "Traceback\nValueError: 1"}, passed=["A.y"])
     for name, result in (("3.11", good), ("3.13", bad)):
         report.write_json(report.Run(f"CPython {name}", [result]), tmp_path / f"{name}.json")
-    command = [sys.executable, "-m", "compat_tests", "report", "3.11.json", "3.13.json", "-o", "table.md"]
+    report.write_json(report.Run("CPython 3.13", [good], nodes=2), tmp_path / "nodes.json")
+    command = [sys.executable, "-m", "compat_tests", "report", "3.11.json", "3.13.json", "nodes.json", "-o", "table.md"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert "| made-up | CPython 3.11 | 4 | 2 | 0 | 1 | 1 |" in table
-    assert "| made-up | CPython 3.13 | 2 | 1 | 1 | 0 | 0 |" in table
+    assert "| made-up | CPython 3.11 | 4 | 2 | 0 | 1 | 1 |  |  |  |" in table
+    assert "| made-up | CPython 3.13 | 2 | 1 | 1 | 0 | 0 | 2 | 0 | 1 |" in table
+    assert "## CPython 3.13, workers on 2 nodes" in table
     assert "`A.x`: ValueError: 1" in table
     assert json.loads((tmp_path / "3.13.json").read_text())["python"] == "CPython 3.13"

@@ -22,7 +22,9 @@ SCRIPT = "script"  # the test runs a rewritten script in a fresh interpreter; pr
 FAILS = "fails:"
 ALL_PARAMETERS = "[*]"
 
-_EXCLUSION = re.compile(r"^(?P<test>\S+)\s+(?:\[>=(?P<major>\d+)\.(?P<minor>\d+)\]\s+)?--\s*(?P<reason>.*)$")
+_EXCLUSION = re.compile(
+    r"^(?P<test>\S+)\s+(?:\[>=(?P<major>\d+)\.(?P<minor>\d+)\]\s+)?(?P<nodes>\[nodes\]\s+)?--\s*(?P<reason>.*)$"
+)
 
 
 class ExclusionError(Exception):
@@ -46,6 +48,7 @@ class Exclusion:
     test: str
     reason: str
     since: tuple[int, int] = (3, 10)
+    on_nodes_only: bool = False
 
     def matches(self, test: str) -> bool:
         """Whether the line is about the test of this id."""
@@ -103,7 +106,8 @@ def load_suite(module: str) -> Suite:
 
 
 def parse_exclusions(path: Path) -> list[Exclusion]:
-    """Read ``test id [>=3.13] -- reason`` lines; blank lines and lines that start with ``#`` are skipped."""
+    """Read ``test id [>=3.13] [nodes] -- reason`` lines; with ``[nodes]`` the test is excluded only where workers are
+    those of a cluster's nodes. Blank lines and lines that start with ``#`` are skipped."""
     exclusions: list[Exclusion] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         text = line.strip()
@@ -117,15 +121,19 @@ def parse_exclusions(path: Path) -> list[Exclusion]:
         if any(match["test"] == exclusion.test for exclusion in exclusions):
             raise ExclusionError(f"{path}:{number}: {match['test']} is excluded twice")
         since = (int(match["major"]), int(match["minor"])) if match["major"] else (3, 10)
-        exclusions.append(Exclusion(match["test"], match["reason"].strip(), since))
+        exclusions.append(Exclusion(match["test"], match["reason"].strip(), since, bool(match["nodes"])))
     return exclusions
 
 
-def plan(suite: Suite, installed: list[str], version: tuple[int, int] = sys.version_info[:2]) -> Plan:
-    """Sort the ``installed`` test ids of ``suite`` for a Python ``version``."""
+def plan(
+    suite: Suite, installed: list[str], version: tuple[int, int] = sys.version_info[:2], on_nodes: bool = False
+) -> Plan:
+    """Sort the ``installed`` test ids of ``suite`` for a Python ``version``, and for workers of a cluster's nodes."""
     problems: list[str] = []
     excluded: dict[str, Exclusion] = {}
     for exclusion in suite.exclusions():
+        if exclusion.on_nodes_only and not on_nodes:
+            continue
         found = [test for test in installed if exclusion.matches(test)]
         excluded.update((test, replace(exclusion, test=test)) for test in found)
         if not found and version >= exclusion.since:

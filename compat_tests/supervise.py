@@ -99,12 +99,14 @@ class _RunnerEnd:
 
 
 class Supervisor:
-    """Runs suites with one set of options."""
+    """Runs suites with one set of options. `settings` are added to the environment of all that runs; with any, workers
+    are those of a cluster's nodes."""
 
-    def __init__(self, timeout_s: float, sabotage: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, timeout_s: float, sabotage: bool, say: Callable[[str], None], settings: dict[str, str]) -> None:
         self._timeout_s = timeout_s
         self._sabotage = sabotage
         self._say = say
+        self._settings = settings
 
     def collect(self, suite_module: str) -> list[str]:
         """The ids of the installed tests. Raises RunnerError when the suite cannot be loaded."""
@@ -115,7 +117,7 @@ class Supervisor:
 
     def run_suite(self, suite_module: str, suite: Suite, wanted: Callable[[str], bool]) -> SuiteResult:
         """Run the counted tests that are ``wanted``, and those whose exclusion says that they fail."""
-        sorted_tests = plan(suite, self.collect(suite_module))
+        sorted_tests = plan(suite, self.collect(suite_module), on_nodes=bool(self._settings))
         result = SuiteResult(suite.name, problems=list(sorted_tests.problems))
         result.not_provided = list(sorted_tests.not_provided)
         result.excluded = {exclusion.test: exclusion.reason for exclusion in sorted_tests.excluded}
@@ -196,7 +198,7 @@ class Supervisor:
         work.mkdir()
         marker = str(directory / "evidence")  # also marks every process that the runner starts
         suite = load_suite(suite_module)
-        environ = {**runner_environ(suite.first_on_path), **suite.environ}
+        environ = {**runner_environ(suite.first_on_path), **suite.environ, **self._settings}
         environ[evidence.FILE_VARIABLE] = marker
         environ[TIMEOUT_VARIABLE] = str(self._timeout_s)
         environ.pop(evidence.SABOTAGE_VARIABLE, None)

@@ -28,6 +28,7 @@ class Cluster:
         runtime = directory / "run"
         runtime.mkdir()
         environ = {name: value for name, value in os.environ.items() if name not in OURS}
+        self._programs: list[subprocess.Popen[str]] = []
         self.environ = {**environ, "SCALEOUT_HOME": str(directory / "home"), "XDG_RUNTIME_DIR": str(runtime)}
 
     # -- the command line ------------------------------------------------------------------------
@@ -69,6 +70,11 @@ class Cluster:
         return self.must("logs")
 
     def stop(self) -> None:
+        """Also of programs that a failed test has left: what they have said is shown."""
+        for program in self._programs:
+            if program.stdout is not None and not program.stdout.closed:
+                program.kill()
+                print(*program.communicate(), sep="\n")
         self.scaleout("stop")
 
     # -- programs --------------------------------------------------------------------------------
@@ -76,7 +82,7 @@ class Cluster:
     def start(self, script: str, **environ: str) -> subprocess.Popen[str]:
         path = self.directory / f"program{time.monotonic_ns()}.py"
         path.write_text(textwrap.dedent(script))
-        return subprocess.Popen(
+        program = subprocess.Popen(
             [sys.executable, str(path)],
             env={**self.environ, "SCALEOUT_ADDRESS": self.address, **environ},
             cwd=self.directory,
@@ -84,6 +90,8 @@ class Cluster:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._programs.append(program)
+        return program
 
     def run(self, script: str, **environ: str) -> str:
         """What a program prints; it must end well, and say nothing on stderr."""

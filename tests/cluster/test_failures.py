@@ -120,9 +120,8 @@ def test_a_node_that_stands_still(pair: Cluster) -> None:
             with Pool() as pool:
                 assert len(set(pool.map(where, range(100), chunksize=1))) == 2
                 print("both", flush=True)
-                while len(set(pool.map(where, range(20), chunksize=1))) == 2:
-                    pass
-                assert len(pool._pool) == 2
+                while len(set(pool.map(where, range(20), chunksize=1))) == 2 or len(pool._pool) > 2:
+                    pass  # what is suspected gets nothing new, before it is given up
                 print("one", flush=True)
                 while len(set(pool.map(where, range(20), chunksize=1))) == 1:
                     pass

@@ -19,6 +19,7 @@ class WorkerContext:
         "open_channel",
         "requests",
         "session_info",
+        "sources",
         "task_id",
         "worker",
         "worker_id",
@@ -35,6 +36,7 @@ class WorkerContext:
         self.in_bootstrap = False
         self.is_leaving = False  # the actor here has said that it wants to end
         self.requests: Any = None  # process.requests.Requests, once user code here has asked its owner for something
+        self.sources: Any = None  # process.sources.SourcesOfOwner, if the owner has modules that this machine may lack
         self.actor: Any = None  # the instance that this worker hosts
 
 

@@ -73,6 +73,15 @@ ADMISSIONS = 64
 NEWCOMER_BYTES = 4096
 """What is read from somebody who has shown nothing yet. A certificate request has 500."""
 
+SOURCES_BYTES = 50 << 20
+"""Of the program's own modules that are sent to nodes, in all. Who has more of them has data or a copy of the world."""
+
+SOURCE_PART_BYTES = 512 * 1024
+"""Of a module, in one answer: half a frame."""
+
+SOURCES_KEPT_SECONDS = 7 * 24 * 3600
+"""That a node keeps a module after it was sent."""
+
 LINE_BYTES = 8192
 """What a worker of another machine has printed goes to the driver line by line; a longer one in parts."""
 

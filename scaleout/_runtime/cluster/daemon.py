@@ -73,6 +73,7 @@ class Daemon:
         self._home = places.home(options.cluster)
         self._local = places.local(options.cluster)
         self.node_id = secrets.token_hex(6)
+        self._sources_dir = str(places.sources(options.cluster))
         self._boot_id = secrets.token_hex(8)
         self._settings = Settings.from_environ({k: v for k, v in os.environ.items() if k != "SCALEOUT_ADDRESS"})
         self._is_over = threading.Event()
@@ -234,6 +235,7 @@ class Daemon:
             self.node_id,
             self._gpus,
             self._settings,
+            self._sources_dir,
             self._tenants.remove,
             lambda tenant: tenant.tell_nodes(self._nodes),
             report,

@@ -23,6 +23,7 @@ from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise, SharedFile
+from scaleout._runtime.cluster.sources import OwnSources
 from scaleout._runtime.core.placement import Room, choose
 from scaleout._runtime.core.roster import Roster
 from scaleout._runtime.core.warm import WarmRanges, gaps_between
@@ -230,6 +231,7 @@ class Fleet:
         self._state = b""
         self._questions = 0
         self.host = None  # no zygote is ours
+        self.sources = OwnSources()
         self._warm = WarmRanges()  # of our own mirrors
         self._is_trim_armed = False
         self._used_at = 0.0
@@ -254,6 +256,7 @@ class Fleet:
             raise OSError("no node of the cluster is connected")
         for node in self.nodes:
             self._listen(node)
+        self.sources.look()
         state = present_state(self._max_processes)
         del state["environ"]  # a node has its own
         self._state = marshal.dumps(state)

@@ -11,8 +11,10 @@ import os
 import re
 import secrets
 import stat
+import time
 from pathlib import Path
 
+from scaleout._runtime.base import limits
 from scaleout.errors import ClusterError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
@@ -44,6 +46,18 @@ def local(cluster: str) -> Path:
     here = Path(runtime, "scaleout") if runtime and os.path.isdir(runtime) else Path(f"/tmp/scaleout-{os.getuid()}")
     _private(here)
     return _private(here / check_name(cluster))
+
+
+def sources(cluster: str) -> Path:
+    """The directory of modules that drivers have sent, by hash; made if it is not there. Old ones go."""
+    folder = _private(local(cluster) / "sources")
+    for file in folder.iterdir():
+        try:
+            if time.time() - file.stat().st_mtime > limits.SOURCES_KEPT_SECONDS:
+                file.unlink()
+        except OSError:
+            pass  # another node of this machine was faster
+    return folder
 
 
 def _private(path: Path) -> Path:

@@ -106,6 +106,7 @@ class Tenant:
         node_id: str,
         gpus: Gpus,
         settings: Settings,
+        sources_dir: str,
         on_end: Callable[[Tenant], None],
         on_watch: Callable[[Tenant], None],
         report: Callable[[str], None],
@@ -115,6 +116,7 @@ class Tenant:
         self._node_id = node_id
         self._gpus = gpus
         self._settings = settings
+        self._sources_dir = sources_dir
         self._on_end = on_end
         self._on_watch = on_watch
         self._report = report
@@ -207,6 +209,7 @@ class Tenant:
         resident.seat.words[control_page.ALLOWANCE_BYTES] = self._settings.store_bytes
         self._watch(resident.link.fileno(), partial(self._on_worker, resident))
         info["spill_dir"] = self._settings.spill_dir
+        info["modules"] = info["modules"][0], self._sources_dir
         if gpus:
             info["environment"] = {**(info["environment"] or {}), **self._gpus.environment_of((id(self), number), gpus)}
         resident.seat.greet({**info, "parent_pid": os.getpid()})

@@ -92,6 +92,14 @@ class Answers:
     def actor_names(self, peer: Peer) -> list[tuple[str, str]]:
         return self._owner.actors.names()
 
+    def module(self, peer: Peer, name: str) -> Any:
+        """See `process.sources`, as the next."""
+        return self._owner.keeper.sources.module(name)
+
+    def source(self, peer: Peer, digest: bytes, offset: int) -> bytes | str:
+        part: bytes | str = self._owner.keeper.sources.source(digest, offset)
+        return part
+
     def leave_actor(self, peer: Peer) -> None:
         """The actor that this worker hosts wants to end."""
         fate = peer.group.actor

@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 
-from scaleout._runtime.base import limits
+from scaleout._runtime.base import context, limits
 from scaleout._runtime.node.host import Host, present_state
 from scaleout._runtime.node.seat import Seat, SeatSupply
 from scaleout._runtime.wire import frames
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.core.resources import Shape
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
+    from scaleout._runtime.process.sources import SourcesOfOwner
     from scaleout._runtime.store.segment import Extent
 
 
@@ -45,6 +46,11 @@ class ZygoteKeeper:
         self.on_data: Callable[[Peer, bytes], None] = lambda peer, data: None
         self.on_nodes: Callable[[list[dict[str, int]]], None] = lambda nodes: None
         self.on_output: Callable[[int, str], None] = lambda number, text: None
+
+    @property
+    def sources(self) -> SourcesOfOwner | None:
+        """Of modules that our workers may lack: only if we may lack them ourselves, being a worker."""
+        return None if context.current is None else context.current.sources
 
     # -- to the zygote ---------------------------------------------------------------------------
 

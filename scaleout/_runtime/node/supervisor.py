@@ -92,7 +92,8 @@ class Supervisor:
         self._keeper.fork(peer)
 
     def _greet(self, group: WorkerGroup, peer: Peer) -> None:
-        info = {**group.hello, "number": peer.number}
+        sources = self._keeper.sources
+        info = {**group.hello, "number": peer.number, "modules": sources and (sources.names, sources.folder)}
         environment = self.environment_of(peer, group)
         if environment:
             info["environment"] = {**(info["environment"] or {}), **environment}

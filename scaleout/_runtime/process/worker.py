@@ -213,6 +213,10 @@ class Worker:
             os.chdir(working_dir)
             sys.path.insert(0, working_dir)
         identity.assume(info)
+        if info["modules"] is not None:
+            from scaleout._runtime.process import sources
+
+            self.context.sources = sources.install(self, *info["modules"])
         self.context.session_info = info
         context.current = self.context
         from scaleout._runtime.pickling import reducers

@@ -1,0 +1,135 @@
+"""The program's own modules, for workers on machines that do not have them: the driver's side of `process.sources`.
+
+Its own is what it has imported, or could, from directories that are not those of installed packages or of the standard
+library. Nothing is imported here to find out.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+
+from scaleout._runtime.base import limits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from scaleout._runtime.process.sources import Found
+
+SUFFIX = ".py"
+OURS = "scaleout"
+
+
+class OwnSources:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        self._installed = _installed_folders()
+        self.names: list[str] = []  # of top-level modules that may be its own
+        self.folder = ""  # where a node keeps them: each has its own
+        self._named: dict[bytes, str] = {}  # path by hash
+        self._sent: dict[str, int] = {}  # bytes by path
+        self._is_pure: dict[str, bool] = {}  # by top-level name
+
+    def look(self) -> None:
+        """What is there now."""
+        names = {
+            name
+            for name, module in list(sys.modules.items())
+            if "." not in name and self._is_own(getattr(getattr(module, "__spec__", None), "origin", None))
+        }
+        for entry in sys.path:
+            if isinstance(entry, str) and not self._is_installed(os.path.abspath(entry)):
+                names.update(_names_in(entry or os.curdir))
+        names -= {OURS, "__main__"}
+        self.names = sorted(names)
+
+    def module(self, name: str) -> Found | None:
+        """See `process.sources.SourcesOfOwner`."""
+        found = _find(name)
+        if found is None or not self._is_sendable(name.partition(".")[0]):
+            return None
+        folders = [os.path.abspath(folder) for folder in found[1]]
+        if found[0] is None:
+            return ("", True, b"", folders) if any(not self._is_installed(folder) for folder in folders) else None
+        path = os.path.abspath(found[0])
+        if not self._is_own(path):
+            return None
+        from hashlib import sha256
+
+        try:
+            with open(path, "rb") as file:
+                digest = sha256(file.read()).digest()
+        except OSError:
+            return None
+        self._named[digest] = path
+        return path, bool(folders), digest, folders
+
+    def source(self, digest: bytes, offset: int) -> bytes | str:
+        """A part of a file that `module` has named; or why it is not sent. Nobody can ask for any other file."""
+        path = self._named.get(digest, "")
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                data = file.read(limits.SOURCE_PART_BYTES)
+                size_bytes = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            return f"{path} cannot be read by the program that has it: {error.strerror}"
+        self._sent[path] = size_bytes
+        if sum(self._sent.values()) > limits.SOURCES_BYTES:
+            largest = max(self._sent, key=lambda path: self._sent[path])
+            return (
+                f"{path} is not sent to the nodes: with it the program's own modules have more than "
+                f"{limits.SOURCES_BYTES >> 20} MB (the largest, {largest}, has {self._sent[largest]} bytes); "
+                "install them there"
+            )
+        return data
+
+    def _is_sendable(self, top: str) -> bool:
+        """Not if parts of it are compiled: nodes have it installed, or not at all."""
+        if top not in self._is_pure:
+            found = _find(top) or (None, [])
+            files = (file for folder in found[1] for _, _, files in os.walk(folder) for file in files)
+            self._is_pure[top] = top != OURS and not any(file.endswith(tuple(EXTENSION_SUFFIXES)) for file in files)
+        return self._is_pure[top]
+
+    def _is_own(self, origin: str | None) -> bool:
+        return isinstance(origin, str) and origin.endswith(SUFFIX) and not self._is_installed(os.path.abspath(origin))
+
+    def _is_installed(self, path: str) -> bool:
+        return path.startswith(self._installed)
+
+
+def _find(name: str) -> tuple[str | None, list[str]] | None:
+    """Where the module comes from, or would if it were imported: its file, if it is one, and the package's folders."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if spec is not None:
+        return spec.origin if spec.has_location else None, list(spec.submodule_search_locations or ())
+    parent, _, own_name = name.rpartition(".")
+    above = _find(parent) if parent else (None, [entry for entry in sys.path if isinstance(entry, str)])
+    if above is None:
+        return None
+    try:
+        spec = PathFinder.find_spec(own_name, above[1])
+    except (ImportError, OSError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if spec.loader is None:  # a package without a file
+        return None, [folder for entry in above[1] if os.path.isdir(folder := os.path.join(entry, own_name))]
+    return spec.origin if spec.has_location else None, list(spec.submodule_search_locations or ())
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        entries = os.listdir(folder)
+    except OSError:
+        return []
+    stems = [entry.removesuffix(SUFFIX) for entry in entries if entry.endswith(SUFFIX) or "." not in entry]
+    return [stem for stem in stems if stem.isidentifier()]
+
+
+def _installed_folders() -> tuple[str, ...]:
+    folders = {os.path.dirname(os.path.abspath(os.__file__)), *site.getsitepackages(), site.getusersitepackages()}
+    return tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)

@@ -1,0 +1,201 @@
+"""Modules that the program's machine has and the nodes' have not.
+
+All of this is one machine. So the program finds its modules below `/proc/self/fd/N`, a directory that it has open: for
+any other process there is nothing of that name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters import Cluster
+
+from scaleout._runtime.base import limits
+from scaleout._runtime.cluster.sources import OwnSources
+
+MODULES = {
+    "shop/__init__.py": "from .prices import price\n__version__ = '1'",
+    "shop/prices.py": """
+        from . import taxes
+        def price(item):
+            return len(item) + taxes.of(item)
+        def fail(item):
+            raise ValueError(item)  # this very line
+    """,
+    "shop/taxes.py": "def of(item): return 100",
+    "shop/late.py": "class Basket:\n    def __init__(self, n): self.n = n\n    def count(self): return self.n",
+    "spread/part/inside.py": "def answer(_=None): return 42",
+    "single.py": "import os\ndef pid(_): return os.getpid()\nLARGE = '''" + "x" * 2_000_000 + "'''",
+    "broken.py": "def f(:\n",
+}
+
+PROLOGUE = """
+    import os, sys
+    folder = os.open({folder!r}, os.O_RDONLY)
+    sys.path.insert(0, f"/proc/self/fd/{{folder}}")
+    from scaleout.multiprocessing import Pool
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    folder = tmp_path / "code"
+    for name, source in MODULES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(source))
+    return folder
+
+
+@pytest.fixture
+def own_path(shop: Path) -> Iterator[Path]:
+    """The folder is on this process's path."""
+    sys.path.insert(0, str(shop))
+    yield shop
+    sys.path.remove(str(shop))
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("shop", "single", "spread"):
+            del sys.modules[name]
+
+
+def run(cluster: Cluster, folder: Path, script: str) -> str:
+    return cluster.run(textwrap.dedent(PROLOGUE).format(folder=str(folder)) + textwrap.dedent(script))
+
+
+def test_packages_and_what_they_import(cluster: Cluster, shop: Path) -> None:
+    cluster.start_head()
+    cluster.start_node()
+    answer = run(
+        cluster,
+        shop,
+        """
+        import shop, single
+        def later(n):
+            from shop.late import Basket  # which the program itself has not imported
+            import spread.part.inside
+            return Basket(n).count() + spread.part.inside.answer()
+        with Pool(4) as pool:
+            assert pool.map(shop.price, ["a", "bc"] * 50, chunksize=1) == [101, 102] * 50
+            assert pool.map(later, range(20), chunksize=1) == [n + 42 for n in range(20)]
+            assert len(set(pool.map(single.pid, range(1000), chunksize=1))) == 4
+            try:
+                pool.apply(shop.prices.fail, ("pear",))
+            except ValueError as error:
+                print("# this very line" in str(error.__cause__), shop.prices.__file__ in str(error.__cause__))
+            import importlib
+            try:
+                pool.apply(importlib.import_module, ("broken",))
+            except SyntaxError as error:
+                print(error.filename == f"/proc/self/fd/{folder}/broken.py", error.text)
+            try:
+                pool.apply(importlib.import_module, ("shop.nothing",))
+            except ModuleNotFoundError as error:
+                print(error)
+        """,
+    )
+    assert answer.split("\n") == ["True True", "True def f(:", "", "No module named 'shop.nothing'", ""]
+
+
+def test_tasks_actors_and_joblib(cluster: Cluster, shop: Path) -> None:
+    cluster.start_head()
+    run(
+        cluster,
+        shop,
+        """
+        import joblib, scaleout, scaleout.joblib_backend, shop.late
+        Basket = scaleout.remote(shop.late.Basket)
+        basket = Basket.remote(7)
+        assert scaleout.get(basket.count.remote()) == 7
+        assert scaleout.get([scaleout.remote(shop.price).remote("abc") for _ in range(10)]) == [103] * 10
+        with joblib.parallel_backend("scaleout", n_jobs=2):
+            assert joblib.Parallel()(joblib.delayed(shop.price)(item) for item in "abcdef") == [101] * 6
+        """,
+    )
+
+
+def test_the_programs_own_comes_first(cluster: Cluster, shop: Path, tmp_path: Path) -> None:
+    """And what only the node has is found as well."""
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "single.py").write_text("def pid(_): return 'the wrong one'")
+    (there / "of_node.py").write_text("def name(): return 'of the node'")
+    cluster.environ["PYTHONPATH"] = str(there)
+    cluster.start_head()
+    del cluster.environ["PYTHONPATH"]
+    answer = run(
+        cluster,
+        shop,
+        """
+        import single
+        def of_node():
+            import of_node
+            return of_node.name()
+        with Pool(2) as pool:
+            print(type(pool.apply(single.pid, (0,))).__name__, pool.apply(of_node))
+        """,
+    )
+    assert answer == "int of the node\n"
+
+
+def test_a_pool_in_a_worker(cluster: Cluster, shop: Path) -> None:
+    cluster.start_head()
+    answer = run(
+        cluster,
+        shop,
+        """
+        def nested(items):
+            import shop
+            with Pool(2) as pool:
+                return pool.map(shop.price, items)
+        with Pool(1) as pool:
+            print(pool.apply(nested, (["a", "bc"],)))
+        """,
+    )
+    assert answer == "[101, 102]\n"
+
+
+def test_an_edited_module(cluster: Cluster, shop: Path) -> None:
+    """Workers that start later have what is in the file then; nothing of an earlier program is kept."""
+    cluster.start_head()
+    script = "import shop.taxes\nwith Pool(1) as pool: print(pool.apply(shop.taxes.of, ('a',)))"
+    assert run(cluster, shop, script) == "100\n"
+    (shop / "shop/taxes.py").write_text("def of(item): return 2000")
+    assert run(cluster, shop, script) == "2000\n"
+
+
+def test_what_is_of_the_program(own_path: Path) -> None:
+    sources = OwnSources()
+    sources.look()
+    assert {"shop", "single", "spread"} <= set(sources.names) and "scaleout" not in sources.names
+    for name in ("os", "numpy", "pytest", "scaleout", "scaleout.errors", "xml.dom", "sys", "shop.nothing", "no.such"):
+        assert sources.module(name) is None, name
+    path, is_package, digest, folders = sources.module("shop.prices") or pytest.fail("not found")
+    assert path == str(own_path / "shop/prices.py") and not is_package and folders == []
+    assert sources.source(digest, 0) == Path(path).read_bytes() and sources.source(digest, 10_000) == b""
+    assert "shop.prices" not in sys.modules  # nothing of it has run
+
+
+def test_no_other_file_is_read(own_path: Path) -> None:
+    assert isinstance(OwnSources().source(bytes(32), 0), str)
+
+
+def test_compiled_packages_are_not_sent(own_path: Path) -> None:
+    (own_path / "shop/fast.cpython-311-x86_64-linux-gnu.so").touch()
+    (own_path / "shop/fast.abi3.so").touch()
+    assert OwnSources().module("shop") is None
+
+
+def test_too_much(own_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SOURCES_BYTES", 1 << 20)
+    sources = OwnSources()
+    small, large = sources.module("shop.taxes"), sources.module("single")
+    assert small is not None and large is not None
+    assert isinstance(sources.source(small[2], 0), bytes)
+    reason = sources.source(large[2], 0)
+    assert isinstance(reason, str) and "single.py" in reason and "1 MB" in reason and "install" in reason
+    assert os.path.getsize(large[0]) > 1 << 20
