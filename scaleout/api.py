@@ -127,15 +127,15 @@ def init(
 ) -> None:
     """Start the session with other resources than the defaults; without it the first use of anything starts it.
 
+    `address` is "HOST:PORT" of a node of a cluster, or "local" for this machine; else `SCALEOUT_ADDRESS` says it.
     `num_cpus` (default: the CPUs this process may use), `num_gpus` (those that are seen), `memory` in bytes (the
     machine's) and `resources` (custom names) are what there is for tasks and actors to ask for. `object_store_memory`
     bounds the store, in bytes. `namespace` is where names of actors are looked up. `runtime_env` is what the workers of
     tasks and actors find: `{"env_vars": {name: value}, "working_dir": directory}`, the directory being the current one
-    and the first that modules are looked for in. RuntimeError if there is a session already, unless
-    `ignore_reinit_error`.
+    and the first that modules are looked for in; nodes of a cluster get a copy of it, of 50 MB at most. RuntimeError if
+    there is a session already, unless `ignore_reinit_error`; ClusterError if the cluster cannot be reached.
     """
-    if address not in (None, "", "local"):
-        raise ValueError(f"clusters are not supported yet: address is None or 'local', not {address!r}")
+    overrides = {} if address is None else {"SCALEOUT_ADDRESS": _address(address)}
     env_vars, working_dir = _runtime_env(runtime_env or {})
     amounts: dict[str, float] = {}
     for name, amount in {"CPU": num_cpus, "GPU": num_gpus, "memory": memory, **(resources or {})}.items():
@@ -148,7 +148,16 @@ def init(
         raise ValueError(f"object_store_memory is a number of bytes, not {object_store_memory!r}")
     if ignore_reinit_error and session.has_client():
         return
-    session.init_client(amounts, object_store_memory, namespace, env_vars, working_dir)
+    if object_store_memory is not None:
+        overrides["SCALEOUT_STORE_BYTES"] = str(object_store_memory)
+    session.init_client(amounts, overrides, namespace, env_vars, working_dir)
+
+
+def _address(given: str) -> str:
+    """As the setting SCALEOUT_ADDRESS has it, which checks the rest."""
+    if not isinstance(given, str):
+        raise TypeError(f"address is 'HOST:PORT' of a node of a cluster, or 'local', not {given!r}")
+    return "" if given == "local" else given
 
 
 def _runtime_env(given: dict[str, Any]) -> tuple[dict[str, str], str | None]:

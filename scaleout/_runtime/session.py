@@ -235,23 +235,23 @@ def _new_client(
 
 def init_client(
     resources: dict[str, float],
-    store_bytes: int | None,
+    overrides: dict[str, str],
     namespace: str,
     env_vars: dict[str, str],
     working_dir: str | None,
 ) -> None:
-    """See `scaleout.init`."""
+    """See `scaleout.init`. `overrides` are settings, by the names of their environment variables."""
     global _session
     with _client_lock:
         if has_client():
             raise RuntimeError("scaleout is initialized already; scaleout.shutdown() ends the session")
-        if store_bytes is not None:
+        if overrides:
             with _lock:
                 if _session is not None and _session.is_in_use:
                     raise RuntimeError(
-                        "object_store_memory cannot be set any more: there are pools or executors already"
+                        "address and object_store_memory cannot be set any more: there are pools or executors already"
                     )
-                _session = _open_session({"SCALEOUT_STORE_BYTES": str(store_bytes)})
+                _session = _open_session(overrides)
         references.client = _new_client(resources, namespace, env_vars, working_dir)
 
 

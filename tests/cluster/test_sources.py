@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Cluster
+from clusters import Cluster, finish, wait_until
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.sources import OwnSources
@@ -166,6 +166,77 @@ def test_an_edited_module(cluster: Cluster, shop: Path) -> None:
     assert run(cluster, shop, script) == "100\n"
     (shop / "shop/taxes.py").write_text("def of(item): return 2000")
     assert run(cluster, shop, script) == "2000\n"
+
+
+def test_a_working_directory(cluster: Cluster, tmp_path: Path) -> None:
+    """Each node has one copy, which goes with the program."""
+    folder = tmp_path / "work"
+    (folder / "data/deep").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / ".git/objects").write_bytes(bytes(60_000_000))
+    (folder / "data/deep/numbers").write_bytes(bytes(range(256)) * 10_000)
+    (folder / "run.sh").write_text("#!/bin/sh\necho ran")
+    (folder / "run.sh").chmod(0o755)
+    (folder / "beside.py").write_text("VALUE = 5")
+    cluster.start_head()
+    cluster.start_node()
+    answer = cluster.run(
+        f"""
+        import os, subprocess, time
+        import scaleout
+        scaleout.init(runtime_env={{"working_dir": {str(folder)!r}}})
+
+        @scaleout.remote
+        def look():
+            import beside
+            time.sleep(0.05)
+            with open("data/deep/numbers", "rb") as file:
+                size = len(file.read())
+            return os.getppid(), os.getcwd(), size, subprocess.check_output("./run.sh"), beside.VALUE, os.listdir()
+
+        seen = scaleout.get([look.remote() for _ in range(40)])
+        assert len({{zygote for zygote, *_ in seen}}) == 2
+        assert len({{folder for _, folder, *_ in seen}}) == 2
+        assert {str(folder)!r} not in {{folder for _, folder, *_ in seen}}
+        ((size, said, value, names),) = {{(size, said, value, tuple(sorted(n))) for _, _, size, said, value, n in seen}}
+        print(size, said, value, [name for name in names if name != "__pycache__"])
+        """
+    )
+    assert answer == "2560000 b'ran\\n' 5 ['beside.py', 'data', 'run.sh']\n"
+    wait_until(lambda: not list(cluster.directory.glob("run/scaleout/*/sources/work-*/*")))
+
+
+def test_a_working_directory_that_is_too_large(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(bytes(1000))
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(70 << 20)
+    cluster.start_head()
+    answer = cluster.run(
+        f"""
+        import scaleout
+        try:
+            scaleout.init(runtime_env={{"working_dir": {str(tmp_path)!r}}})
+        except ValueError as error:
+            print(error)
+        """
+    )
+    assert "70 MB" in answer and "50 MB" in answer and "large" in answer
+
+
+def test_the_address_is_given_by_the_program(cluster: Cluster) -> None:
+    address = cluster.start_head(cpus=3)
+    script = """
+        import os, scaleout
+        from scaleout.multiprocessing import cpu_count
+        scaleout.init({0})
+        print(scaleout.cluster_resources()["CPU"], cpu_count())
+    """
+    there = cluster.start(script.format(f"address={address!r}"), SCALEOUT_ADDRESS="")
+    assert finish(there) == "3.0 3\n"
+    here = cluster.run(script.format("address='local', num_cpus=1"))
+    assert here == f"1.0 {len(os.sched_getaffinity(0))}\n"
+    wrong = cluster.start("import scaleout\nscaleout.init(address='nonsense')", SCALEOUT_ADDRESS="")
+    assert "'nonsense'" in wrong.communicate()[1] and wrong.returncode == 1
 
 
 def test_what_is_of_the_program(own_path: Path) -> None:

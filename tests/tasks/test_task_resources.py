@@ -48,7 +48,7 @@ def test_init_twice() -> None:
         {"resources": {"x": -1}},
         {"object_store_memory": 0},
         {"object_store_memory": "1G"},
-        {"address": "elsewhere:1"},
+        {"address": "elsewhere"},
         {"runtime_env": {"pip": ["x"]}},
         {"runtime_env": {"env_vars": {"A=B": "x"}}},
         {"runtime_env": {"env_vars": {"A": "x\0"}}},

@@ -11,6 +11,7 @@ from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.embedded import EmbeddedSession, InitializerFrames
 from scaleout._runtime.cluster import dial, places, tls
 from scaleout._runtime.cluster.fleet import Fleet, RemoteNode
+from scaleout._runtime.cluster.sources import Archive
 from scaleout._runtime.core.roster import wanted_of
 from scaleout._runtime.process.initargs import PassedFds
 from scaleout.errors import ClusterError
@@ -48,6 +49,14 @@ class ClusterSession(EmbeddedSession):
 
     def _dial(self, address: str) -> RemoteNode:
         return dial.attach(address, self._identity)[0]
+
+    def open_tasks(
+        self, amounts: dict[str, float], env_vars: dict[str, str] | None = None, working_dir: str | None = None
+    ) -> Owner:
+        archive = None if working_dir is None else Archive(working_dir)
+        owner = super().open_tasks(amounts, env_vars, working_dir)
+        owner.keeper.sources.archive = archive
+        return owner
 
     def _initializer_frames(
         self, owner: Owner, initializer: Callable[..., Any], initargs: tuple[Any, ...]

@@ -22,7 +22,7 @@ import time
 from functools import partial
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise, SharedFile
+from scaleout._runtime.cluster.node_link import OFFSET, Awaited, NodeLink, Piecewise, SharedFile
 from scaleout._runtime.cluster.sources import OwnSources
 from scaleout._runtime.core.placement import Room, choose
 from scaleout._runtime.core.roster import Roster
@@ -54,7 +54,7 @@ class RemoteNode:
         self.room = Room(resources)
         self.state = b""  # how its workers are to look, as it was told
         self.peers: dict[int, Peer] = {}
-        self.mirrored: set[Extent] = set()
+        self.mirrored: dict[Extent, Piecewise] = {}
         self.warm = WarmRanges()  # was mirrored, and may be overwritten
         self.home: set[int] = set()  # segments of its own workers
 
@@ -89,7 +89,8 @@ class RelayedLink:
             self._parts.clear()
             for start in range(0, len(data), limits.PIECE_BYTES):
                 body = data[start : start + limits.PIECE_BYTES]
-                self._node.link.queue(frame(frames.RELAY, body, number=self._worker_id))
+                relay = frame(frames.RELAY, body, number=self._worker_id)
+                self._node.link.queue(relay, worker_id=self._worker_id)
             self._reactor.flush_soon(self._node.link)
         return True
 
@@ -157,10 +158,13 @@ class RelayedSeat:
     def tell(self, data: Any) -> None:
         """The node itself, after what is queued for the worker."""
         self.link.flush()
-        self.node.link.queue(data)
+        self.node.link.queue(data, worker_id=self.worker_id)
         self._fleet.reactor.flush_soon(self.node.link)
 
     def greet(self, info: dict[str, Any]) -> None:
+        archive = self._fleet.sources.archive
+        if archive is not None and info.get("working_dir") is not None:
+            info["working_dir"] = archive.digest  # of a copy that the node gets
         self.tell(frame(frames.GREET, marshal.dumps((info, self._gpus)), number=self.worker_id))
 
     def introduce(self, segment_id: int, fd: int, size_bytes: int, is_on_disk: bool) -> None:
@@ -169,11 +173,15 @@ class RelayedSeat:
 
     def bring(self, extent: Extent, fd: int) -> None:
         node = self.node
-        if extent[0] not in node.home and extent not in node.mirrored:
-            pieces = Piecewise(extent, self._fleet.file_of(extent[0], fd))
-            node.mirrored.add(extent)
+        if extent[0] in node.home:
+            return
+        pieces = node.mirrored.get(extent)
+        if pieces is None:
+            pieces = node.mirrored[extent] = Piecewise(extent, self._fleet.file_of(extent[0], fd))
             node.warm.reused(_pages_of(extent))
             self.tell(pieces)
+        elif not pieces.is_done:
+            self.tell(Awaited(pieces))
 
     def take_segment(self, segment_id: int, size_bytes: int) -> int:
         self.node.home.add(segment_id)
@@ -353,7 +361,8 @@ class Fleet:
         for node in self.nodes:
             if not keep:
                 node.home.discard(segment_id)
-                node.mirrored = {extent for extent in node.mirrored if extent[0] != segment_id}
+                for extent in [extent for extent in node.mirrored if extent[0] == segment_id]:
+                    node.mirrored.pop(extent).drop()
                 node.warm.forget(segment_id)
                 self._tell(node, frame(frames.FORGET_SEGMENT, number=segment_id))
             elif segment_id in node.home:
@@ -366,8 +375,9 @@ class Fleet:
         """Nobody reads these any more."""
         for node in self.nodes:
             for extent in extents:
-                if extent in node.mirrored:
-                    node.mirrored.discard(extent)
+                pieces = node.mirrored.pop(extent, None)
+                if pieces is not None:
+                    pieces.drop()
                     node.warm.add(_pages_of(extent))
         for extent in extents:
             if extent[0] in self._mirrors:

@@ -1,7 +1,7 @@
 """A link between a driver and a node: frames over a TLS connection.
 
 Large values go in pieces, which are read from their segments when they are about to be sent: what waits in the queue
-is only where they are.
+is only where they are. What follows a large value to the same worker waits for it; what is for others goes in between.
 """
 
 from __future__ import annotations
@@ -52,11 +52,21 @@ class Piecewise:
 
     def __init__(self, extent: Extent, file: SharedFile) -> None:
         self.segment_id, self.offset, self.left = extent
-        self._file = file
+        self._file: SharedFile | None = file
+
+    @property
+    def is_done(self) -> bool:
+        """All of it has been sent, or nobody wants the rest."""
+        return not self.left
+
+    def drop(self) -> None:
+        """Nobody wants the rest."""
+        self.left = 0
+        self._file = None
 
     def next_frame(self) -> bytes:
         """The next of its pieces; b"" after the last."""
-        if not self.left:
+        if self._file is None:
             return b""
         data = os.pread(self._file.fd, min(self.left, limits.PIECE_BYTES), self.offset)
         if not data:  # the segment was cut short: what is missing reads as zeros
@@ -65,19 +75,59 @@ class Piecewise:
         piece = b"".join((head, OFFSET.pack(self.offset), data))
         self.offset += len(data)
         self.left -= len(data)
+        if not self.left:
+            self._file = None
         return piece
+
+
+class Awaited:
+    """Stands before what may go only after a range that is sent to somebody else."""
+
+    __slots__ = ("pieces",)
+
+    def __init__(self, pieces: Piecewise) -> None:
+        self.pieces = pieces
+
+
+class Lane:
+    """What waits behind large values for one worker."""
+
+    __slots__ = ("items", "worker_id")
+
+    def __init__(self, worker_id: int) -> None:
+        self.worker_id = worker_id
+        self.items: deque[Any] = deque()
+
+    def take(self) -> bytes:
+        """The next of it; b"" if it has ended, or waits for another."""
+        items = self.items
+        while items:
+            head = items[0]
+            if type(head) is Piecewise:
+                piece = head.next_frame()
+                if piece:
+                    return piece
+            elif type(head) is Awaited:
+                if not head.pieces.is_done:
+                    return b""
+            else:
+                return bytes(items.popleft())
+            items.popleft()
+        return b""
 
 
 class NodeLink(Link):
     """Non-blocking. One thread at a time uses it, as a TLS connection has one state for both directions."""
 
-    __slots__ = ("_buffer", "_pending", "_queue", "_sending")
+    __slots__ = ("_buffer", "_lanes", "_pending", "_queue", "_sending", "_waiting")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         super().__init__(sock)
         self._pending = sock.pending
         _watch_for_silence(sock)
-        self._queue: deque[Any] = deque()
+        self._queue: deque[Any] = deque()  # a lane in it begins when all before it has gone
+        self._lanes: deque[Lane] = deque()  # those that have begun, which take turns
+        self._waiting: dict[int, Lane] = {}  # all of them, by worker
         self._buffer = memoryview(bytearray(limits.TURN_BYTES + RECORD_BYTES))
         self._sending = memoryview(b"")  # the same bytes again after a write that did not go through, as TLS wants it
 
@@ -102,11 +152,20 @@ class NodeLink(Link):
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def queue(self, data: Any, fd: int = -1) -> None:
-        """Send bytes, or a `Piecewise`, later. No descriptor crosses to another machine."""
+    def queue(self, data: Any, fd: int = -1, worker_id: int = 0) -> None:
+        """Send frames, a `Piecewise` or an `Awaited` later. Whatever is for one worker keeps its order, and nothing
+        overtakes what was queued before it but a large value. No descriptor crosses to another machine."""
         assert fd < 0
-        if self.is_open:
-            self._queue.append(data)
+        if not self.is_open:
+            return
+        lane = self._waiting.get(worker_id)
+        if lane is None:
+            if isinstance(data, bytes):
+                self._queue.append(data)
+                return
+            lane = self._waiting[worker_id] = Lane(worker_id)
+            self._queue.append(lane)
+        lane.items.append(data)
 
     def flush(self) -> bool:
         size = 0
@@ -116,7 +175,9 @@ class NodeLink(Link):
                 self._sending = self._sending[sent:]
                 size += sent
                 if size >= limits.TURN_BYTES:
-                    return not (self._sending or self._queue)  # the rest when the socket says that it takes more
+                    return not (
+                        self._sending or self._queue or self._lanes
+                    )  # the rest when the socket says that it takes more
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         except (ValueError, OSError):
@@ -141,21 +202,31 @@ class NodeLink(Link):
         size = 0
         queue = self._queue
         while queue and size < GATHER_BYTES:
-            data = queue[0]
-            if isinstance(data, Piecewise):
-                data = data.next_frame()
-                if not data:
-                    queue.popleft()
-                    continue
+            data = queue.popleft()
+            if type(data) is Lane:
+                self._lanes.append(data)
             else:
-                queue.popleft()
-            parts.append(data)
-            size += len(data)
+                parts.append(data)
+                size += len(data)
+        enough = size + 1  # lanes have their part however much else there is
+        for _ in range(len(self._lanes)):
+            if size >= enough:
+                break
+            lane = self._lanes.popleft()
+            while size < max(enough, GATHER_BYTES) and (data := lane.take()):
+                parts.append(data)
+                size += len(data)
+            if lane.items:
+                self._lanes.append(lane)
+            else:
+                del self._waiting[lane.worker_id]
         self._sending = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
         return size > 0
 
     def discard_outbound(self) -> None:
         self._queue.clear()
+        self._lanes.clear()
+        self._waiting.clear()
         self._sending = memoryview(b"")
 
 

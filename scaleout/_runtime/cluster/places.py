@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -53,7 +54,11 @@ def sources(cluster: str) -> Path:
     folder = _private(local(cluster) / "sources")
     for file in folder.iterdir():
         try:
-            if time.time() - file.stat().st_mtime > limits.SOURCES_KEPT_SECONDS:
+            if time.time() - file.stat().st_mtime <= limits.SOURCES_KEPT_SECONDS:
+                continue
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
                 file.unlink()
         except OSError:
             pass  # another node of this machine was faster

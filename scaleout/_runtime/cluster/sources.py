@@ -6,19 +6,55 @@ library. Nothing is imported here to find out.
 
 from __future__ import annotations
 
+import io
 import os
 import site
 import sys
+import tarfile
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 
 from scaleout._runtime.base import limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scaleout._runtime.process.sources import Found
 
 SUFFIX = ".py"
+LEFT_OUT = ("__pycache__", ".git")
 OURS = "scaleout"
+
+
+class Archive:
+    """A directory, packed: `init(runtime_env={"working_dir": ...})`. ValueError if it is too large."""
+
+    def __init__(self, folder: str) -> None:
+        from hashlib import sha256
+
+        sizes = dict(_files_in(folder))
+        if sum(sizes.values()) > limits.SOURCES_BYTES:
+            largest = max(sizes, key=lambda name: sizes[name])
+            raise ValueError(
+                f"working_dir {folder!r} has {sum(sizes.values()) >> 20} MB in {len(sizes)} files, and nodes are sent "
+                f"{limits.SOURCES_BYTES >> 20} MB at most; the largest, {largest}, has {sizes[largest]} bytes"
+            )
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for name in sizes:
+                tar.add(os.path.join(folder, name), name)
+        self.data = packed.getbuffer()
+        self.digest = sha256(self.data).digest()
+
+
+def _files_in(folder: str) -> Iterator[tuple[str, int]]:
+    """Names, relative to it, and sizes in bytes; without what is made anew anyway."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in LEFT_OUT)
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if os.path.isfile(path):
+                yield os.path.relpath(path, folder), os.path.getsize(path)
 
 
 class OwnSources:
@@ -27,7 +63,8 @@ class OwnSources:
     def __init__(self) -> None:
         self._installed = _installed_folders()
         self.names: list[str] = []  # of top-level modules that may be its own
-        self.folder = ""  # where a node keeps them: each has its own
+        self.folder = self.work = ""  # where a node keeps them: each has its own
+        self.archive: Archive | None = None  # of the working directory that was asked for
         self._named: dict[bytes, str] = {}  # path by hash
         self._sent: dict[str, int] = {}  # bytes by path
         self._is_pure: dict[str, bool] = {}  # by top-level name
@@ -85,6 +122,10 @@ class OwnSources:
                 "install them there"
             )
         return data
+
+    def packed(self, offset: int) -> bytes:
+        """A part of the working directory's archive."""
+        return b"" if self.archive is None else bytes(self.archive.data[offset : offset + limits.SOURCE_PART_BYTES])
 
     def _is_sendable(self, top: str) -> bool:
         """Not if parts of it are compiled: nodes have it installed, or not at all."""

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import marshal
 import os
+import secrets
+import shutil
 import signal
+import threading
 import time
 from functools import partial
 
@@ -117,6 +120,7 @@ class Tenant:
         self._gpus = gpus
         self._settings = settings
         self._sources_dir = sources_dir
+        self._work_dir = os.path.join(sources_dir, f"work-{secrets.token_hex(6)}")
         self._on_end = on_end
         self._on_watch = on_watch
         self._report = report
@@ -180,8 +184,8 @@ class Tenant:
         for kind, flag, aux, number, body in self._link.frames(data):
             self._orders[kind](flag, aux, number, body)
 
-    def _say(self, data: Any) -> None:
-        self._link.queue(data)
+    def _say(self, data: Any, worker_id: int = 0) -> None:
+        self._link.queue(data, worker_id=worker_id)
         self._reactor.flush_soon(self._link)
 
     def tell_nodes(self, nodes: tuple[int, list[Any]]) -> None:
@@ -209,7 +213,7 @@ class Tenant:
         resident.seat.words[control_page.ALLOWANCE_BYTES] = self._settings.store_bytes
         self._watch(resident.link.fileno(), partial(self._on_worker, resident))
         info["spill_dir"] = self._settings.spill_dir
-        info["modules"] = info["modules"][0], self._sources_dir
+        info["modules"] = info["modules"][0], self._sources_dir, self._work_dir
         if gpus:
             info["environment"] = {**(info["environment"] or {}), **self._gpus.environment_of((id(self), number), gpus)}
         resident.seat.greet({**info, "parent_pid": os.getpid()})
@@ -305,7 +309,8 @@ class Tenant:
         values = resident.seat.words.tolist()
         resident.told = bytes(resident.seat.words)
         values[control_page.SINCE_NS] = max(0, time.monotonic_ns() - values[control_page.SINCE_NS])
-        self._say(frame(frames.WORDS, _as_bytes(values), aux=question, number=resident.worker_id))
+        words = frame(frames.WORDS, _as_bytes(values), aux=question, number=resident.worker_id)
+        self._say(words, resident.worker_id)
 
     # -- large values ----------------------------------------------------------------------------
 
@@ -377,7 +382,7 @@ class Tenant:
             if flag & frames.STORED:
                 self._say_bytes(resident, data[said:position])
                 said = position
-                self._send_ranges(kind, flag, data[body_at:following])
+                self._send_ranges(resident, kind, flag, data[body_at:following])
             elif kind == frames.SEGMENT:
                 self._segments[number] = SharedFile(resident.link.fds.popleft())
                 resident.writes_large = True
@@ -395,9 +400,9 @@ class Tenant:
     def _say_bytes(self, resident: Resident, data: bytes) -> None:
         for start in range(0, len(data), limits.PIECE_BYTES):
             body = data[start : start + limits.PIECE_BYTES]
-            self._say(frame(frames.RELAY, body, number=resident.worker_id))
+            self._say(frame(frames.RELAY, body, number=resident.worker_id), resident.worker_id)
 
-    def _send_ranges(self, kind: int, flag: int, body: bytes) -> None:
+    def _send_ranges(self, resident: Resident, kind: int, flag: int, body: bytes) -> None:
         """What the frame names goes before it."""
         if kind in STORED_AT or flag & (frames.HAS_REFERENCES | frames.STATUS_MASK):
             body = marshal.loads(body)[STORED_AT.get(kind, 0)]
@@ -405,7 +410,7 @@ class Tenant:
         for extent in extents_of(body):
             file = self._segments.get(extent[0])
             if file is not None:
-                self._say(Piecewise(extent, file))
+                self._say(Piecewise(extent, file), resident.worker_id)
 
     def _share_budget(self) -> None:
         """As `node.objects` does where there is one process for all: each who writes may use what it uses, and half of
@@ -467,7 +472,7 @@ class Tenant:
                 continue
             if kind == frames.FORKED:
                 resident.pid = aux
-                self._say(frame(frames.FORKED, aux=aux, number=number))
+                self._say(frame(frames.FORKED, aux=aux, number=number), number)
             elif kind == frames.EXITED:
                 self._bury(resident, frame(frames.EXITED, aux=aux, number=number))
             elif kind == frames.REFUSED:
@@ -498,7 +503,7 @@ class Tenant:
                 self._print(resident, output.number, output.take(b""))
                 self._end_output(resident, output)
         self._tell_words(resident)
-        self._say(last_word)
+        self._say(last_word, resident.worker_id)
         del self._residents[resident.worker_id]
         self._forget(resident)
 
@@ -528,6 +533,10 @@ class Tenant:
             self._host = None
         self._seats.close()
         self._segments.clear()
+        if os.path.isdir(self._work_dir):
+            threading.Thread(
+                target=shutil.rmtree, args=(self._work_dir, True), name="scaleout-tidy", daemon=True
+            ).start()
         self._on_end(self)
 
 

@@ -100,6 +100,10 @@ class Answers:
         part: bytes | str = self._owner.keeper.sources.source(digest, offset)
         return part
 
+    def packed(self, peer: Peer, offset: int) -> bytes:
+        part: bytes = self._owner.keeper.sources.packed(offset)
+        return part
+
     def leave_actor(self, peer: Peer) -> None:
         """The actor that this worker hosts wants to end."""
         fate = peer.group.actor

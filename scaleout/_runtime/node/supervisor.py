@@ -93,7 +93,11 @@ class Supervisor:
 
     def _greet(self, group: WorkerGroup, peer: Peer) -> None:
         sources = self._keeper.sources
-        info = {**group.hello, "number": peer.number, "modules": sources and (sources.names, sources.folder)}
+        info = {
+            **group.hello,
+            "number": peer.number,
+            "modules": sources and (sources.names, sources.folder, sources.work),
+        }
         environment = self.environment_of(peer, group)
         if environment:
             info["environment"] = {**(info["environment"] or {}), **environment}

@@ -15,6 +15,8 @@ import sys
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 
+from scaleout.errors import InternalError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
 class SourcesOfOwner:
     """What the owner says of its modules. As `cluster.sources.OwnSources`, so that workers of this one can ask it."""
 
-    def __init__(self, worker: Worker, names: list[str], folder: str) -> None:
+    def __init__(self, worker: Worker, names: list[str], folder: str, work: str) -> None:
         self._worker = worker
         self.names = names
         self.folder = folder
+        self.work = work
 
     def module(self, name: str) -> Found | None:
         """(path, whether it is a package, hash of the source, further directories of the package); None: not of the
@@ -57,6 +60,35 @@ class SourcesOfOwner:
         if kept:
             _keep(kept, data)
         return data
+
+    def packed(self, offset: int) -> bytes:
+        """A part of the archive of the program's working directory."""
+        part: bytes = self._worker.need_requests().ask(("packed", offset))
+        return part
+
+    def unpacked(self, digest: bytes) -> str:
+        """The path of this node's copy of the program's working directory, which its workers here share."""
+        folder = os.path.join(self.work, digest.hex())
+        if os.path.isdir(folder):
+            return folder
+        import shutil
+        import tarfile
+        from io import BytesIO
+
+        data = b""
+        while part := self.packed(len(data)):
+            data += part
+        if not _is(data, digest):
+            raise InternalError("the archive of the working directory is not the one that was announced")
+        temporary = f"{folder}.{os.getpid()}"
+        os.makedirs(temporary, mode=0o700)
+        with tarfile.open(fileobj=BytesIO(data)) as tar:
+            tar.extractall(temporary, filter="data")
+        try:
+            os.rename(temporary, folder)
+        except OSError:  # another worker was faster
+            shutil.rmtree(temporary)
+        return folder
 
 
 def _read(path: str, digest: bytes) -> bytes | None:
@@ -130,9 +162,10 @@ class SourceFinder:
         return spec_from_file_location(name, origin, loader=loader, submodule_search_locations=folders or None)
 
 
-def install(worker: Worker, names: list[str], folder: str) -> SourcesOfOwner:
-    """From now on this process imports what its owner has."""
-    sources = SourcesOfOwner(worker, names, folder)
+def install(worker: Worker, names: list[str], folder: str, work: str) -> SourcesOfOwner:
+    """From now on this process imports what its owner has. `folder` is where the node keeps modules, and `work` where
+    it keeps the working directories of this driver's workers."""
+    sources = SourcesOfOwner(worker, names, folder, work)
     sys.meta_path.insert(0, SourceFinder(sources, is_first=True))
     sys.meta_path.append(SourceFinder(sources, is_first=False))
     return sources

@@ -208,15 +208,17 @@ class Worker:
         self.words = control_page.map_page(fd, info["page"])
         os.close(fd)
         os.environ.update(info["environment"] or {})
-        working_dir = info.get("working_dir")
-        if working_dir is not None:
-            os.chdir(working_dir)
-            sys.path.insert(0, working_dir)
-        identity.assume(info)
         if info["modules"] is not None:
             from scaleout._runtime.process import sources
 
             self.context.sources = sources.install(self, *info["modules"])
+        working_dir = info.get("working_dir")
+        if working_dir is not None:
+            if isinstance(working_dir, bytes):  # the hash of one that lies on the owner's machine
+                working_dir = self.context.sources.unpacked(working_dir)
+            os.chdir(working_dir)
+            sys.path.insert(0, working_dir)
+        identity.assume(info)
         self.context.session_info = info
         context.current = self.context
         from scaleout._runtime.pickling import reducers
