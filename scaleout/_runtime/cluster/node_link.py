@@ -125,6 +125,8 @@ class NodeLink(Link):
         super().__init__(sock)
         self._pending = sock.pending
         _watch_for_silence(sock)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # what the system holds back nothing can overtake
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limits.PIECE_BYTES)
         self._queue: deque[Any] = deque()  # a lane in it begins when all before it has gone
         self._lanes: deque[Lane] = deque()  # those that have begun, which take turns
         self._waiting: dict[int, Lane] = {}  # all of them, by worker

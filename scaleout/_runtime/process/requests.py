@@ -221,9 +221,10 @@ class Requests:
         """The main thread, which did not know that somebody waits, has read for him."""
         for entry in self._link.frames(data):
             self._route(entry)
-        self._main_is_back()
+        self.main_is_back()
 
-    def _main_is_back(self) -> None:
+    def main_is_back(self) -> None:
+        """The main thread no longer reads for itself."""
         if self._is_main_away and get_ident() == self._main:
             self._is_main_away = False
             self._leading.release()
@@ -232,7 +233,7 @@ class Requests:
 
     def _wait(self, want: Want, deadline: float | None) -> bool:
         """Until something may have changed for `want`; False: the deadline came."""
-        self._main_is_back()
+        self.main_is_back()
         left = -1.0 if deadline is None else deadline - time.monotonic()
         if deadline is not None and left <= 0:
             return False

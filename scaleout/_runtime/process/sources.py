@@ -10,11 +10,16 @@ leaves in a directory of the node, by its hash, for the workers after it.
 
 from __future__ import annotations
 
+import marshal
 import os
+import select
 import sys
+from _thread import get_ident
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import frame
 from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
 
     Worker = Any  # process.worker's
 
+FIRST_QUESTION = 1 << 62
+"""Beyond the numbers of `Requests`."""
+
 
 class SourcesOfOwner:
     """What the owner says of its modules. As `cluster.sources.OwnSources`, so that workers of this one can ask it."""
@@ -36,11 +44,12 @@ class SourcesOfOwner:
         self.names = names
         self.folder = folder
         self.work = work
+        self._questions = 0
 
     def module(self, name: str) -> Found | None:
         """(path, whether it is a package, hash of the source, further directories of the package); None: not of the
         program's own."""
-        found: Found | None = self._worker.need_requests().ask(("module", name))
+        found: Found | None = self._ask("module", name)
         return found
 
     def source(self, digest: bytes, path: str) -> bytes:
@@ -51,7 +60,7 @@ class SourcesOfOwner:
             if data is not None:
                 return data
         data = b""
-        while sent := self._worker.need_requests().ask(("source", digest, len(data))):
+        while sent := self._ask("source", digest, len(data)):
             if isinstance(sent, str):
                 raise ImportError(sent)
             data += sent
@@ -63,7 +72,7 @@ class SourcesOfOwner:
 
     def packed(self, offset: int) -> bytes:
         """A part of the archive of the program's working directory."""
-        part: bytes = self._worker.need_requests().ask(("packed", offset))
+        part: bytes = self._ask("packed", offset)
         return part
 
     def unpacked(self, digest: bytes) -> str:
@@ -89,6 +98,47 @@ class SourcesOfOwner:
         except OSError:  # another worker was faster
             shutil.rmtree(temporary)
         return folder
+
+    def _ask(self, *question: Any) -> Any:
+        """As `Requests.ask`. But until somebody else asks for something there are no `Requests`, by which the main loop
+        would be slower ever after: then the main thread, if it is that, waits for its answer by itself."""
+        worker = self._worker
+        if self._requests() is not None or get_ident() != worker.main_ident:
+            return worker.need_requests().ask(question)
+        self._questions += 1
+        number = FIRST_QUESTION + self._questions
+        worker.send(frame(frames.REQUEST, marshal.dumps(question), number=number))
+        poll = select.poll()
+        poll.register(worker.link.fileno(), select.POLLIN)
+        answer = b""
+        try:
+            while not answer:
+                worker.is_reading = True
+                if self._requests() is not None:  # since a moment ago; and what they ask they get an answer to
+                    break
+                poll.poll()  # here a Ctrl-C may strike
+                with worker.shielded():
+                    for entry in worker.sorted_out(self._receive()):
+                        if entry[0] == frames.WAITED and entry[3] == number:
+                            answer = entry[4]
+                        else:
+                            worker.queue.append(entry)
+        finally:
+            worker.is_reading = False
+            requests = self._requests()
+            if requests is not None:
+                requests.main_is_back()
+        return marshal.loads(answer) if answer else worker.need_requests().ask(question)
+
+    def _requests(self) -> Any:
+        """Which another thread may make at any time."""
+        return self._worker.context.requests
+
+    def _receive(self) -> bytes:
+        data: bytes = self._worker.link.receive()
+        if not data:
+            self._worker.link_lost()
+        return data
 
 
 def _read(path: str, digest: bytes) -> bytes | None:

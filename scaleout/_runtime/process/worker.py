@@ -40,7 +40,7 @@ from scaleout._runtime.wire.link import Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import FrameType
     from typing import Any
 
@@ -156,14 +156,24 @@ class Worker:
             return
         self.is_reading = True
         data = self.link.receive()
-        self.is_reading = False
         if not data:
             raise LinkClosed
+        self.queue.extend(self.sorted_out(data))
+
+    def sorted_out(self, data: bytes) -> Sequence[tuple[int, int, int, int, bytes]]:
+        """The frames in what the main thread has read for itself. If there are `Requests` since a moment ago, they get
+        it: some of it may be for the thread that has made them."""
         requests: Requests | None = self.context.requests
-        if requests is None:
-            self.queue.extend(self.link.frames(data))
-        else:  # since a moment ago: some of it may be for the thread that has made them
+        if requests is not None:
+            self.is_reading = False
             requests.main_has_read(data)
+            return ()
+        entries = self.link.frames(data)
+        self.is_reading = False  # only now that the torn frame at the end is kept may another thread read
+        requests = self.context.requests
+        if requests is not None:
+            requests.main_is_back()
+        return entries
 
     def obey(self, kind: int, flag: int, aux: int, number: int, body: bytes) -> None:
         """Everything that is not a task."""
@@ -620,7 +630,7 @@ class Worker:
 
             with self._storing:
                 if self.requests is None:
-                    self.requests = self.context.requests = Requests(self)
+                    self.context.requests = self.requests = Requests(self)
         return self.requests
 
     def hold(self, references: list[int]) -> Any:
