@@ -91,6 +91,18 @@ OUTPUT_BYTES_PER_SECOND = 1 << 20
 SILENCE_SECONDS = 10
 """A machine that does not answer for so long is gone: see also `core.membership`."""
 
+RESUME_SECONDS = 5.0
+"""That a node and a driver who have lost their connection wait for the next one, before each gives the other up."""
+
+RESUME_PAUSE_SECONDS = 0.2
+"""Between attempts to make it."""
+
+CONFIRM_BYTES = 256 * 1024
+"""After so much received on a link between machines the sender is told, who keeps it until then."""
+
+UNCONFIRMED_BYTES = 16 << 20
+"""With so much sent and not confirmed a link sends no more: what 1 Gbit/s has under way in 0.1 s."""
+
 REDIAL_SECONDS = 2.0
 """Until a driver tries again to reach a node that the head has and that it has lost, or could not reach."""
 

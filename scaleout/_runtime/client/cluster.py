@@ -45,10 +45,13 @@ class ClusterSession(EmbeddedSession):
         self._connected = []
         if not nodes:
             nodes, listed = _connect(self.settings.address, self._identity)
-        return Fleet(reactor, nodes, listed, self.settings.max_processes, self._dial)
+        return Fleet(reactor, nodes, listed, self.settings.max_processes, self._dial, self._redial)
 
     def _dial(self, address: str) -> RemoteNode:
         return dial.attach(address, self._identity)[0]
+
+    def _redial(self, node: RemoteNode) -> tuple[Any, int]:
+        return dial.resume(node, self._identity)
 
     def open_tasks(
         self, amounts: dict[str, float], env_vars: dict[str, str] | None = None, working_dir: str | None = None

@@ -220,18 +220,43 @@ class Daemon:
                 reason = f"it runs {name} {here[what]}, and the driver {asked[what]}: they must be the same"
                 sock.sendall(frame(frames.REFUSED, reason.encode()))
                 raise ClusterError(reason)
+        if "session" in asked:
+            self._reactor.post(partial(self._resume, sock, asked["session"], asked["arrived"]))
+            return
+        session = secrets.token_hex(16)
         assert self._agent is not None
         reply = self._agent.nodes()
         nodes = self._nodes if reply is None else _described(reply)
-        info = {"node_id": self.node_id, "resources": dict(self._node.resources), "nodes": nodes}
+        info = {
+            "node_id": self.node_id,
+            "resources": dict(self._node.resources),
+            "nodes": nodes,
+            "session": session,
+        }
         sock.sendall(frame(frames.ATTACH, marshal.dumps(info)))
         sock.setblocking(False)
-        self._reactor.post(partial(self._open, NodeLink(sock)))
+        self._reactor.post(partial(self._open, NodeLink(sock), session))
 
-    def _open(self, link: NodeLink) -> None:
+    def _resume(self, sock: ssl.SSLSocket, session: str, arrived_bytes: int) -> None:
+        """A driver has lost its connection."""
+        tenant = next((tenant for tenant in self._tenants if tenant.session == session), None)
+        try:
+            if tenant is None:
+                sock.sendall(frame(frames.REFUSED, b"what it had of this driver has ended"))
+                sock.close()
+                return
+            sock.sendall(frame(frames.ATTACH, marshal.dumps({"arrived": tenant.break_off()})))
+            sock.setblocking(False)
+        except OSError:  # that one is lost, too
+            sock.close()
+            return
+        tenant.resume(sock, arrived_bytes)
+
+    def _open(self, link: NodeLink, session: str) -> None:
         tenant = Tenant(
             self._reactor,
             link,
+            session,
             self.node_id,
             self._gpus,
             self._settings,

@@ -15,7 +15,7 @@ import time
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster import places, tls
 from scaleout._runtime.cluster.admission import receive_frame
-from scaleout._runtime.cluster.fleet import RemoteNode
+from scaleout._runtime.cluster.fleet import NodeRefusal, RemoteNode
 from scaleout._runtime.cluster.node_link import NodeLink
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
@@ -82,15 +82,27 @@ def introduction() -> dict[str, str]:
 
 def attach(address: str, identity: tls.Identity) -> tuple[RemoteNode, dict[str, Any]]:
     """A driver's link to the node at this address, and what the node says of itself and the cluster."""
+    sock, info = _attach(address, identity, introduction())
+    return RemoteNode(NodeLink(sock), info["node_id"], info["resources"], address, info["session"]), info
+
+
+def resume(node: RemoteNode, identity: tls.Identity) -> tuple[ssl.SSLSocket, int]:
+    """Another connection for the link to this node, which has lost its own, and how much has arrived there."""
+    asked = {**introduction(), "session": node.session, "arrived": node.link.received_bytes}
+    sock, info = _attach(node.address, identity, asked)
+    return sock, info["arrived"]
+
+
+def _attach(address: str, identity: tls.Identity, asked: dict[str, Any]) -> tuple[ssl.SSLSocket, dict[str, Any]]:
+    """A connection, and what the node answers to the first frame."""
     sock, _ = connect(address, tls.client_context(identity))
     try:
-        sock.sendall(frame(frames.ATTACH, marshal.dumps(introduction())))
+        sock.sendall(frame(frames.ATTACH, marshal.dumps(asked)))
         kind, body = receive_frame(sock, limits.FRAME_BYTES, _deadline())
         if kind != frames.ATTACH:
-            raise ClusterError(f"the node at {address} refuses: {body.decode(errors='replace')}")
-        info = marshal.loads(body)
+            raise NodeRefusal(f"the node at {address} refuses: {body.decode(errors='replace')}")
         sock.setblocking(False)
-        return RemoteNode(NodeLink(sock), info["node_id"], info["resources"]), info
+        return sock, marshal.loads(body)
     except ClusterError:
         sock.close()
         raise

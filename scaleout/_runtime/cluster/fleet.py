@@ -28,6 +28,7 @@ from scaleout._runtime.core.placement import Room, choose
 from scaleout._runtime.core.roster import Roster
 from scaleout._runtime.core.warm import WarmRanges, gaps_between
 from scaleout._runtime.node.host import present_state
+from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.store import segment
 from scaleout._runtime.wire import control_page, frames
 from scaleout._runtime.wire.frames import frame
@@ -45,12 +46,18 @@ if TYPE_CHECKING:
     from scaleout._runtime.store.segment import Extent
 
 
-class RemoteNode:
-    """A node, and what it has of ours. `resources` are in thousandths."""
+class NodeRefusal(ClusterError):
+    """It is there, and does not want to."""
 
-    def __init__(self, link: NodeLink, node_id: str, resources: dict[str, int]) -> None:
+
+class RemoteNode:
+    """A node, and what it has of ours. `resources` are in thousandths; `session` is what it knows us by."""
+
+    def __init__(self, link: NodeLink, node_id: str, resources: dict[str, int], address: str, session: str) -> None:
         self.link = link
         self.node_id = node_id
+        self.address = address
+        self.session = session
         self.room = Room(resources)
         self.state = b""  # how its workers are to look, as it was told
         self.peers: dict[int, Peer] = {}
@@ -220,7 +227,8 @@ def _pages_of(extent: Extent) -> Extent:
 class Fleet:
     """The nodes of a driver, with the interface of `node.keeper.ZygoteKeeper`.
 
-    `dial(address)` makes a link to a node that has joined, in a thread of its own. `on_data(peer, data)` takes what a
+    `dial(address)` makes a link to a node that has joined, `redial(node)` another connection for a link that has lost
+    its own (and says how much has arrived there); both in threads of their own. `on_data(peer, data)` takes what a
     worker says.
     """
 
@@ -231,9 +239,11 @@ class Fleet:
         listed: tuple[int, list[Any]],
         max_processes: int,
         dial: Callable[[str], RemoteNode],
+        redial: Callable[[RemoteNode], tuple[Any, int]],
     ) -> None:
         self.reactor = reactor
         self._dial = dial
+        self._redial = redial
         self.nodes = nodes
         self._max_processes = max_processes
         self._state = b""
@@ -416,8 +426,9 @@ class Fleet:
         try:
             if data:
                 self._obey(node, data)
+                self.reactor.flush_soon(node.link)  # of confirmations
             elif data is not None:
-                self._node_died(node)
+                self._connection_lost(node)
         except Exception as error:  # nonsense, or no memory left for what it sends: one node less
             self.on_output(2, f"scaleout: node {node.node_id} is given up: {type(error).__name__}: {error}\n")
             self._node_died(node)
@@ -430,6 +441,12 @@ class Fleet:
             if kind == frames.NODES:
                 self._told_of_nodes(*marshal.loads(body))
                 continue
+            if kind == frames.CONFIRM:
+                node.link.confirmed(number)
+                continue
+            if kind == frames.BYE:
+                self._node_died(node)
+                return
             if kind == frames.PRINTED:
                 self.on_output(aux, body.decode(errors="replace"))
                 continue
@@ -460,6 +477,47 @@ class Fleet:
         node.room.give_back(peer.group.shape)
         seat: Any = peer.seat
         seat.answer_all()
+
+    # -- connections that are lost ---------------------------------------------------------------
+
+    def _connection_lost(self, node: RemoteNode) -> None:
+        """Node and workers may be well: the link goes on over another connection, if there is one soon."""
+        if node.link.was_silent:  # for as long as makes a node dead
+            self._node_died(node)
+            return
+        self.reactor.forget_link(node.link)
+        node.link.break_off()
+        threading.Thread(target=self._reconnect, args=(node,), name="scaleout-reconnect", daemon=True).start()
+
+    def _reconnect(self, node: RemoteNode) -> None:
+        """In a thread of its own."""
+        deadline = time.monotonic() + limits.RESUME_SECONDS
+        sock, arrived_bytes = None, 0
+        while sock is None and node in self.nodes:
+            try:
+                sock, arrived_bytes = self._redial(node)
+            except (ClusterError, OSError, ValueError) as error:
+                is_final = isinstance(error, NodeRefusal) or isinstance(error.__cause__, ConnectionRefusedError)
+                if is_final or time.monotonic() > deadline:
+                    break
+                time.sleep(limits.RESUME_PAUSE_SECONDS)
+        self.reactor.post(partial(self._reconnected, node, sock, arrived_bytes))
+
+    def _reconnected(self, node: RemoteNode, sock: Any, arrived_bytes: int) -> None:
+        if sock is None or self.reactor.is_stopping or node not in self.nodes:
+            if sock is not None:
+                sock.close()
+            self._node_died(node)
+            return
+        try:
+            node.link.resume(sock, arrived_bytes)
+        except ValueError:  # it is out of its mind
+            sock.close()
+            self._node_died(node)
+            return
+        self._listen(node)
+        self.reactor.flush_soon(node.link)
+        self._on_node(node, READABLE)  # a TLS connection may hold what no poll shows
 
     # -- nodes that come and go ------------------------------------------------------------------
 
@@ -544,6 +602,7 @@ class Fleet:
                 peer.exit_status = -1
             peer.has_exited.set()
         for node in self.nodes:
+            node.link.bye()
             self.reactor.forget_link(node.link)
             node.link.close()
         self.nodes.clear()

@@ -2,10 +2,13 @@
 
 Large values go in pieces, which are read from their segments when they are about to be sent: what waits in the queue
 is only where they are. What follows a large value to the same worker waits for it; what is for others goes in between.
+
+The stream outlives its connection: what the other side has not confirmed is kept, and goes again over the next one.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -13,8 +16,9 @@ from collections import deque
 from struct import Struct
 
 from scaleout._runtime.base import limits
+from scaleout._runtime.core.unconfirmed import Unconfirmed
 from scaleout._runtime.wire import frames
-from scaleout._runtime.wire.frames import HEADER
+from scaleout._runtime.wire.frames import HEADER, frame
 from scaleout._runtime.wire.link import GATHER_BYTES, Link
 
 TYPE_CHECKING = False
@@ -119,19 +123,63 @@ class Lane:
 class NodeLink(Link):
     """Non-blocking. One thread at a time uses it, as a TLS connection has one state for both directions."""
 
-    __slots__ = ("_buffer", "_lanes", "_pending", "_queue", "_sending", "_waiting")
+    __slots__ = (
+        "_buffer",
+        "_confirmation",
+        "_lanes",
+        "_pending",
+        "_queue",
+        "_sending",
+        "_unconfirmed",
+        "_waiting",
+        "is_broken",
+        "received_bytes",
+        "said_bytes",
+        "was_silent",
+    )
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         super().__init__(sock)
-        self._pending = sock.pending
-        _watch_for_silence(sock)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # what the system holds back nothing can overtake
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limits.PIECE_BYTES)
+        self._use(sock)
+        self._unconfirmed = Unconfirmed()
+        self.received_bytes = self.said_bytes = 0  # of the stream; and so many of them we have confirmed
+        self._confirmation = b""
+        self.was_silent = False  # the connection ended for that
         self._queue: deque[Any] = deque()  # a lane in it begins when all before it has gone
         self._lanes: deque[Lane] = deque()  # those that have begun, which take turns
         self._waiting: dict[int, Lane] = {}  # all of them, by worker
         self._buffer = memoryview(bytearray(limits.TURN_BYTES + RECORD_BYTES))
         self._sending = memoryview(b"")  # the same bytes again after a write that did not go through, as TLS wants it
+
+    # -- one connection after the other ----------------------------------------------------------
+
+    def _use(self, sock: ssl.SSLSocket) -> None:
+        self.sock = sock
+        self._pending = sock.pending
+        self.is_broken = False
+        _watch_for_silence(sock)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # what the system holds back nothing can overtake
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limits.PIECE_BYTES)
+
+    def break_off(self) -> None:
+        """The connection has ended; there may be another. Until then what is queued waits."""
+        self.is_broken = True
+        self.sock.close()
+
+    def resume(self, sock: ssl.SSLSocket, arrived_bytes: int) -> None:
+        """Go on over this connection: the other side has so much of what we have sent. ValueError: that cannot be."""
+        again = memoryview(b"".join(self._unconfirmed.take_back(arrived_bytes)))
+        self._unconfirmed.sent(again)
+        self._sending = again
+        self._use(sock)
+
+    def bye(self) -> None:
+        """Tell the other side, if that can be done at once, that no connection follows this one."""
+        if self.is_open and not self.is_broken and not self._sending:
+            try:
+                self.sock.send(frame(frames.BYE))
+            except (ValueError, OSError):
+                pass  # it finds out
 
     # -- receiving -------------------------------------------------------------------------------
 
@@ -144,8 +192,17 @@ class NodeLink(Link):
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             if not size:
                 raise BlockingIOError from None
+        except OSError as error:
+            self.was_silent = error.errno == errno.ETIMEDOUT
+            raise
+        self.received_bytes += size
+        if self.received_bytes - self.said_bytes >= limits.CONFIRM_BYTES:
+            self.said_bytes = self.received_bytes
+            self._confirmation = frame(frames.CONFIRM, number=self.received_bytes)
+        if not size:
+            return b""  # a torn frame may go on over another connection
         tail, self._tail = self._tail, b""
-        return b"".join((tail, buffer[:size])) if size else b""
+        return b"".join((tail, buffer[:size]))
 
     @property
     def _has_more(self) -> bool:
@@ -169,8 +226,15 @@ class NodeLink(Link):
             self._queue.append(lane)
         lane.items.append(data)
 
+    def confirmed(self, arrived_bytes: int) -> None:
+        """So much of what we have sent has arrived."""
+        self._unconfirmed.confirmed(arrived_bytes)
+
     def flush(self) -> bool:
+        """Also True if it has to wait for a confirmation or a connection: then it is called again."""
         size = 0
+        if self.is_broken:
+            return True
         try:
             while self._sending or self._load():
                 sent = self.sock.send(self._sending)
@@ -183,13 +247,12 @@ class NodeLink(Link):
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         except (ValueError, OSError):
-            self.discard_outbound()
             self._hang_up()
         return True
 
     def _hang_up(self) -> None:
-        """Part of a frame may be gone, and nothing that follows would be understood: the other side sees the end of the
-        stream, and then so do we. What it has sent until then is read.
+        """The connection takes no more: the other side sees the end of it, and then so do we. What it has sent until
+        then is read.
 
         Not by `SSLSocket.shutdown`: that takes the encryption off, and what is read then are the records as they are.
         """
@@ -200,8 +263,11 @@ class NodeLink(Link):
 
     def _load(self) -> bool:
         """The next bytes to be sent, if there are any."""
-        parts = []
-        size = 0
+        parts = [self._confirmation]
+        size = len(self._confirmation)
+        self._confirmation = b""
+        if self._unconfirmed.size_bytes >= limits.UNCONFIRMED_BYTES:
+            return self._load_these(parts)  # or both sides may wait for it
         queue = self._queue
         while queue and size < GATHER_BYTES:
             data = queue.popleft()
@@ -222,8 +288,12 @@ class NodeLink(Link):
                 self._lanes.append(lane)
             else:
                 del self._waiting[lane.worker_id]
-        self._sending = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
-        return size > 0
+        return self._load_these(parts)
+
+    def _load_these(self, parts: list[bytes]) -> bool:
+        self._sending = memoryview(b"".join(parts))
+        self._unconfirmed.sent(self._sending)  # some of it may arrive although the socket has not taken it all
+        return len(self._sending) > 0
 
     def discard_outbound(self) -> None:
         self._queue.clear()

@@ -32,6 +32,7 @@ from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
     from typing import Any
 
@@ -106,6 +107,7 @@ class Tenant:
         self,
         reactor: Reactor,
         link: NodeLink,
+        session: str,
         node_id: str,
         gpus: Gpus,
         settings: Settings,
@@ -116,6 +118,8 @@ class Tenant:
     ) -> None:
         self._reactor = reactor
         self._link = link
+        self.session = session  # by which the driver comes back when it has lost the connection
+        self._broken_times = 0
         self._node_id = node_id
         self._gpus = gpus
         self._settings = settings
@@ -149,11 +153,35 @@ class Tenant:
             frames.FORGET_SEGMENT: self._forget_segment,
             frames.UNSEAT: self._unseat,
             frames.WATCH: self._watch_nodes,
+            frames.CONFIRM: self._confirmed,
+            frames.BYE: self._told_bye,
         }
 
     def open(self) -> None:
         self._watch(self._link.fileno(), self._on_driver)
         self._safely(self._on_driver, READABLE)  # a TLS connection may hold what no poll shows
+
+    def break_off(self) -> int:
+        """The connection is lost, if it was not known yet; another is awaited for a while. How much has arrived."""
+        if not self._link.is_broken:
+            self._reactor.forget_link(self._link)
+            self._link.break_off()
+            self._broken_times += 1
+            self._call_later(limits.RESUME_SECONDS, partial(self._give_up, self._broken_times))
+        return self._link.received_bytes
+
+    def resume(self, sock: ssl.SSLSocket, arrived_bytes: int) -> None:
+        self._safely(self._resume, sock, arrived_bytes)
+
+    def _resume(self, sock: ssl.SSLSocket, arrived_bytes: int) -> None:
+        self._link.resume(sock, arrived_bytes)
+        self._reactor.flush_soon(self._link)
+        self.open()
+
+    def _give_up(self, broken_times: int) -> None:
+        if self._link.is_broken and self._broken_times == broken_times:
+            self._report(f"a driver that lost its connection has not come back in {limits.RESUME_SECONDS:g} s")
+            self.close()
 
     # Whatever goes wrong for one driver (it talks nonsense; this machine has no descriptors or memory left for it) is
     # its end here, and nobody else's.
@@ -179,10 +207,19 @@ class Tenant:
         data = self._reactor.read(self._link, events)
         if not data:
             if data is not None:
-                self.close()
+                self.break_off()
             return
         for kind, flag, aux, number, body in self._link.frames(data):
             self._orders[kind](flag, aux, number, body)
+            if self._is_closed:
+                return
+        self._reactor.flush_soon(self._link)  # of confirmations
+
+    def _confirmed(self, flag: int, aux: int, number: int, body: bytes) -> None:
+        self._link.confirmed(number)
+
+    def _told_bye(self, flag: int, aux: int, number: int, body: bytes) -> None:
+        self.close()
 
     def _say(self, data: Any, worker_id: int = 0) -> None:
         self._link.queue(data, worker_id=worker_id)
@@ -520,6 +557,7 @@ class Tenant:
         if self._is_closed:
             return
         self._is_closed = True
+        self._link.bye()
         self._reactor.forget_link(self._link)
         self._link.close()
         for resident in self._residents.values():

@@ -94,6 +94,8 @@ LOOK = 83  # aux: the number of this question
 WORDS = 84  # aux: the LOOK that it answers, 0: unasked; body: the words of the control page, with an age for SINCE_NS
 INTRODUCE = 85  # the worker is to know a segment before what is relayed next; body: (segment id, size, is_on_disk)
 PIECE = 86  # both ways; number: segment id; body: offset in 8 bytes, and what is there
+CONFIRM = 93  # both ways; number: how many bytes of the stream have arrived
+BYE = 94  # both ways: no connection follows this one
 DISCARD = 87  # body: extents of mirrored segments that nobody reads any more
 
 FD_KINDS = frozenset({HELLO, LOOSE_FD, TRACKER, LINE, CHANNEL, SEGMENT, OUTPUT, FORK, ADOPT})
