@@ -245,14 +245,23 @@ def init_client(
     with _client_lock:
         if has_client():
             raise RuntimeError("scaleout is initialized already; scaleout.shutdown() ends the session")
-        if overrides:
+        if overrides and context.current is None:
+            wanted = Settings.from_environ({**os.environ, **overrides})
             with _lock:
-                if _session is not None and _session.is_in_use:
+                if _session is not None and not _session.is_closed and _is_as(_session.settings, wanted):
+                    overrides = {}
+                if overrides and _session is not None and _session.is_in_use:
                     raise RuntimeError(
                         "address and object_store_memory cannot be set any more: there are pools or executors already"
                     )
-                _session = _open_session(overrides)
+                if overrides:
+                    _session = _open_session(overrides)
         references.client = _new_client(resources, namespace, env_vars, working_dir)
+
+
+def _is_as(settings: Settings, wanted: Settings) -> bool:
+    """As far as `init` says."""
+    return (settings.address, settings.store_bytes) == (wanted.address, wanted.store_bytes)
 
 
 def close_client() -> None:

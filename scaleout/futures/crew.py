@@ -53,6 +53,7 @@ class Crew:
         self._follows_cluster = follows_cluster
         self.size = 0
         self.group: Any = None
+        self.condition_patience_s = 1.0  # see future.HOLDS_SECONDS
         self.refusal: Callable[[], BaseException] | None = None
         self.broken: bool | str = False
         self.is_shut_down = False

@@ -15,7 +15,7 @@ the future as the base class does, under the condition. `result()` and `exceptio
 there puts a lock of its own on a list *before* it looks at the state a last time, and the runtime stores the state
 before it looks at the list.
 
-The runtime's thread never waits for a condition, nor for the event of who waits for several futures: a signal handler's
+The runtime's thread never waits for a condition, nor in the event of who waits for several futures: a signal handler's
 exception leaves them locked for ever when it strikes at the wrong moment, and `wait` and `as_completed`, which take the
 conditions of all their futures one after the other, are long at such a moment.
 
@@ -25,6 +25,7 @@ Whatever else is done with such a future hands the call over to the runtime firs
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from _thread import allocate_lock, get_ident
@@ -45,9 +46,13 @@ if TYPE_CHECKING:
 
 SETTLED: Any = object()
 _settling = threading.Lock()
-CONDITION_TRIES = 10
-CONDITION_PAUSE_SECONDS = 0.001
-"""The first pause; each is twice as long as the one before: a second in all."""
+HOLDS_SECONDS = 1.0
+"""Who has a future's condition lets it go before this, but where it is one of very many that he takes at once."""
+
+LOST_SECONDS = 0.001
+"""The same once a condition was found that is never let go: there are more of them then."""
+
+HOLDS_AT_MOST_SECONDS = 60.0
 
 
 class _Waiters(list):  # of Any
@@ -131,8 +136,9 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
             crew.group.finished(record)
         if status or crew.size < crew.max_workers:
             crew.delivered(status)
-        if self._state != PENDING:
-            return  # completed by hand
+        if self._state != PENDING:  # completed by hand; or an exception has struck whoever delivered it before
+            self._release_locks()
+            return
         if status != session.CANCELLED:
             own["_raw"] = (status, payload)
         if own.setdefault("_genuine", SETTLED) is SETTLED:
@@ -143,23 +149,34 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         else:
             self._settle(partial(self._finish_pickled, status))
 
-    def _settle(self, finish: Callable[[], None], tries: int = CONDITION_TRIES) -> None:
-        """`finish`, under the condition. Whoever has it lets it go in a moment, and is asked again then, later and
-        later; who has not after a second was struck by an exception."""
+    def _settle(self, finish: Callable[[], None]) -> None:
+        """`finish` under the condition: here and now if that is free, else in the thread for callbacks."""
         condition = self._condition
-        is_mine = condition.acquire(blocking=False)
-        if not is_mine and tries:
-            group = self._crew.group  # type: ignore[union-attr]
-            pause_s = CONDITION_PAUSE_SECONDS * 2 ** (CONDITION_TRIES - tries)
-            group.post(partial(group.call_later, pause_s, partial(self._settle, finish, tries - 1)))
-            return
+        if condition.acquire(blocking=False):
+            self._settle_now(finish, condition)
+        else:
+            self._crew.group.put_callback(partial(self._settle_patiently, finish))  # type: ignore[union-attr]
+
+    def _settle_patiently(self, finish: Callable[[], None]) -> None:
+        """Where it may take time: whoever has the condition was struck by an exception, or takes many at once."""
+        crew: Any = self._crew
+        condition = self._condition
+        deadline = time.monotonic() + HOLDS_AT_MOST_SECONDS
+        is_mine = condition.acquire(timeout=crew.condition_patience_s)
+        while not is_mine and _some_thread_may_hold_conditions() and time.monotonic() < deadline:
+            is_mine = condition.acquire(timeout=HOLDS_SECONDS)
+        if not is_mine:
+            crew.condition_patience_s = LOST_SECONDS
+        self._settle_now(finish, condition if is_mine else None)
+
+    def _settle_now(self, finish: Callable[[], None], condition: Any) -> None:
         try:
             if self._state in (PENDING, RUNNING):
                 finish()
-            if is_mine:
+            if condition is not None:
                 condition.notify_all()
         finally:
-            if is_mine:
+            if condition is not None:
                 condition.release()
 
     def _finish_pickled(self, status: int) -> None:
@@ -173,7 +190,7 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
 
     def _finish_unpickled(self) -> None:
         tell = "add_result" if self._exception is None else "add_exception"
-        self._crew.group.post(partial(self._settle, partial(self._finish, FINISHED, tell)))  # type: ignore[union-attr]
+        self._settle_patiently(partial(self._finish, FINISHED, tell))
 
     def _finish(self, state: str, tell: str) -> None:
         self._state = state
@@ -314,9 +331,10 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         task = self._task
         if task is not None and self._crew.group.cancel(task):
             try:
-                self._wait(None)  # somebody may have the condition just now
-            except _base.CancelledError:
+                self._wait(HOLDS_SECONDS)  # somebody may have the condition just now
+            except (_base.CancelledError, _base.TimeoutError):
                 pass
+            return True
         return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
 
     def cancelled(self) -> bool:
@@ -352,6 +370,18 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         from scaleout.futures.aio import wrap
 
         return wrap(self).__await__()
+
+
+def _some_thread_may_hold_conditions() -> bool:
+    """Whether one is just now where the standard library takes and lets go conditions of futures; whoever waits there
+    is in another file."""
+    for frame in sys._current_frames().values():
+        found: Any = frame
+        while found is not None and found.f_code.co_filename == __file__:  # what it asks of us
+            found = found.f_back
+        if found is not None and found.f_code.co_filename == _base.__file__:
+            return True
+    return False
 
 
 new_future: Callable[[type[ScaleoutFuture]], ScaleoutFuture] = object.__new__

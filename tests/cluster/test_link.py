@@ -18,7 +18,7 @@ WORKERS = st.integers(1, 3)
 SIZES = st.integers(1, 3 * limits.PIECE_BYTES)
 OPERATIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("frame"), st.integers(0, 3), st.integers(0, 2000)),
+        st.tuples(st.just("frame"), st.integers(0, 3), st.integers(0, 2000) | st.integers(100_000, 300_000)),
         st.tuples(st.just("bring"), WORKERS, SIZES),
         st.tuples(st.just("bring again"), WORKERS, st.integers(0, 5)),
         st.tuples(st.just("drop"), st.just(0), st.integers(0, 5)),
@@ -60,7 +60,7 @@ def cut(data: bytes) -> list[tuple[int, int, bytes]]:
 
 
 def send_all(link: NodeLink, sock: Socket) -> None:
-    while not link.flush() or link._queue or link._lanes or link._sending:
+    while not link.flush() or link._queue or link._backlogs or link._sending:
         link.confirmed(len(sock.taken))
 
 
@@ -126,7 +126,7 @@ def test_order(operations: list[tuple[str, int, int]]) -> None:
             assert [s for w, s in seen if w == worker] == [s for w, s in queued if w == worker]
         for number, (_, size) in enumerate(brought):
             assert number in dropped or arrived.get(number) == size
-        assert not link._waiting and not link._lanes and not link._queue
+        assert not link._waiting and not link._backlogs and not link._queue
     finally:
         link.close()
 

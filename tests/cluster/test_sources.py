@@ -6,6 +6,7 @@ any other process there is nothing of that name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import textwrap
@@ -124,6 +125,8 @@ def test_the_programs_own_comes_first(cluster: Cluster, shop: Path, tmp_path: Pa
     there.mkdir()
     (there / "single.py").write_text("def pid(_): return 'the wrong one'")
     (there / "of_node.py").write_text("def name(): return 'of the node'")
+    (there / "spread/part").mkdir(parents=True)
+    (there / "spread/part/beside.py").write_text("answer = 43")
     cluster.environ["PYTHONPATH"] = str(there)
     cluster.start_head()
     del cluster.environ["PYTHONPATH"]
@@ -133,13 +136,13 @@ def test_the_programs_own_comes_first(cluster: Cluster, shop: Path, tmp_path: Pa
         """
         import single
         def of_node():
-            import of_node
-            return of_node.name()
+            import of_node, spread.part.inside, spread.part.beside
+            return of_node.name(), spread.part.inside.answer(), spread.part.beside.answer
         with Pool(2) as pool:
             print(type(pool.apply(single.pid, (0,))).__name__, pool.apply(of_node))
         """,
     )
-    assert answer == "int of the node\n"
+    assert answer == "int ('of the node', 42, 43)\n"
 
 
 def test_a_pool_in_a_worker(cluster: Cluster, shop: Path) -> None:
@@ -148,15 +151,42 @@ def test_a_pool_in_a_worker(cluster: Cluster, shop: Path) -> None:
         cluster,
         shop,
         """
+        def load(name):
+            import importlib
+            return len(vars(importlib.import_module(name)).get("LARGE", ""))
         def nested(items):
             import shop
             with Pool(2) as pool:
-                return pool.map(shop.price, items)
+                return pool.map(shop.price, items), pool.map(load, ["single", "spread.part.inside"], chunksize=1)
         with Pool(1) as pool:
             print(pool.apply(nested, (["a", "bc"],)))
         """,
     )
-    assert answer == "[101, 102]\n"
+    assert answer == "([101, 102], [2000000, 0])\n"
+
+
+def test_a_child_that_a_task_forks(cluster: Cluster, shop: Path) -> None:
+    """It has the link to the owner as well, and must leave it alone."""
+    cluster.start_head()
+    answer = run(
+        cluster,
+        shop,
+        """
+        def forks(number):
+            import shop
+            pid = os.fork()
+            if not pid:
+                try:
+                    import nowhere.at_all
+                except ModuleNotFoundError:
+                    os._exit(7)
+                os._exit(1)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with Pool(2) as pool:
+            print(set(pool.map(forks, range(100), chunksize=1)))
+        """,
+    )
+    assert answer == "{7}\n"
 
 
 def test_an_edited_module(cluster: Cluster, shop: Path) -> None:
@@ -178,6 +208,8 @@ def test_a_working_directory(cluster: Cluster, tmp_path: Path) -> None:
     (folder / "run.sh").write_text("#!/bin/sh\necho ran")
     (folder / "run.sh").chmod(0o755)
     (folder / "beside.py").write_text("VALUE = 5")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text("of a file beside the folder")
     cluster.start_head()
     cluster.start_node()
     answer = cluster.run(
@@ -192,6 +224,7 @@ def test_a_working_directory(cluster: Cluster, tmp_path: Path) -> None:
             time.sleep(0.05)
             with open("data/deep/numbers", "rb") as file:
                 size = len(file.read())
+            assert open("linked").read() == "of a file beside the folder"
             return os.getppid(), os.getcwd(), size, subprocess.check_output("./run.sh"), beside.VALUE, os.listdir()
 
         seen = scaleout.get([look.remote() for _ in range(40)])
@@ -202,7 +235,7 @@ def test_a_working_directory(cluster: Cluster, tmp_path: Path) -> None:
         print(size, said, value, [name for name in names if name != "__pycache__"])
         """
     )
-    assert answer == "2560000 b'ran\\n' 5 ['beside.py', 'data', 'run.sh']\n"
+    assert answer == "2560000 b'ran\\n' 5 ['beside.py', 'data', 'linked', 'run.sh']\n"
     wait_until(lambda: not list(cluster.directory.glob("run/scaleout/*/sources/work-*/*")))
 
 
@@ -233,6 +266,15 @@ def test_the_address_is_given_by_the_program(cluster: Cluster) -> None:
     """
     there = cluster.start(script.format(f"address={address!r}"), SCALEOUT_ADDRESS="")
     assert finish(there) == "3.0 3\n"
+    here = cluster.run("""
+        import scaleout
+        from scaleout.multiprocessing import Pool
+        scaleout.init(address="local")
+        with Pool(1) as pool:
+            assert pool.apply(abs, (-1,)) == 1
+            scaleout.shutdown()
+            scaleout.init(address="local")  # as it is already
+    """)
     here = cluster.run(script.format("address='local', num_cpus=1"))
     assert here == f"1.0 {len(os.sched_getaffinity(0))}\n"
     wrong = cluster.start("import scaleout\nscaleout.init(address='nonsense')", SCALEOUT_ADDRESS="")
@@ -242,13 +284,39 @@ def test_the_address_is_given_by_the_program(cluster: Cluster) -> None:
 def test_what_is_of_the_program(own_path: Path) -> None:
     sources = OwnSources()
     sources.look()
-    assert {"shop", "single", "spread"} <= set(sources.names) and "scaleout" not in sources.names
+    assert {"shop", "single", "spread"} <= set(sources.names)
+    assert not {"scaleout", "os", "json", "numpy", "pytest", "encodings"} & set(sources.names)
     for name in ("os", "numpy", "pytest", "scaleout", "scaleout.errors", "xml.dom", "sys", "shop.nothing", "no.such"):
         assert sources.module(name) is None, name
     path, is_package, digest, folders = sources.module("shop.prices") or pytest.fail("not found")
     assert path == str(own_path / "shop/prices.py") and not is_package and folders == []
     assert sources.source(digest, 0) == Path(path).read_bytes() and sources.source(digest, 10_000) == b""
     assert "shop.prices" not in sys.modules  # nothing of it has run
+
+
+def test_odd_modules(own_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = OwnSources()
+    monkeypatch.setitem(sys.modules, "odd", object())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "odder", None)  # type: ignore[arg-type]
+    sources.look()
+    assert sources.module("odd") is None and sources.module("odder") is None
+    import spread.part  # type: ignore[import-not-found]
+
+    monkeypatch.delitem(sys.modules, "spread")
+    with contextlib.suppress(KeyError):  # of the import system; the owner answers None then
+        sources.module("spread.part")
+    del spread
+
+
+def test_no_current_directory(own_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.syspath_prepend("")
+    gone.rmdir()
+    sources = OwnSources()
+    sources.look()
+    assert "shop" in sources.names and sources.module("shop.taxes") is not None
 
 
 def test_no_other_file_is_read(own_path: Path) -> None:

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
+from concurrent.futures import _base
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from faults import DEADLINE_S
 from test_interrupt import Alarm, walk
 
 from scaleout.futures import ScaleoutExecutor
+from scaleout.futures.future import HOLDS_SECONDS
 
 FILES = ("/concurrent/futures/_base.py", "/threading.py", "/scaleout/")
 
@@ -62,6 +65,33 @@ def test_a_condition_that_is_never_let_go() -> None:
         assert executor.submit(abs, -3).result(DEADLINE_S) == 3
         assert [future.result(DEADLINE_S) for future in made[2:-1]] == list(range(49))
         assert called.wait(DEADLINE_S)
+        thread.join()
+
+
+HOLDING = """
+def hold(future, let_go):
+    future._condition.acquire()
+    try:
+        while not let_go.is_set:
+            pass
+    finally:
+        future._condition.release()
+"""
+
+
+def test_a_condition_of_very_many() -> None:
+    """The standard library is at work on them for longer than it should take: that is waited for."""
+    there: dict[str, Any] = {}
+    exec(compile(HOLDING, _base.__file__, "exec"), there)
+    let_go = SimpleNamespace(is_set=False)
+    with ScaleoutExecutor(1) as executor:
+        future = executor.submit(time.sleep, 0.2)
+        thread = threading.Thread(target=there["hold"], args=(future, let_go))
+        thread.start()
+        time.sleep(HOLDS_SECONDS * 1.5)
+        assert not future.done() and executor.submit(abs, -2).result(DEADLINE_S) == 2
+        let_go.is_set = True
+        assert future.result(DEADLINE_S) is None
         thread.join()
 
 

@@ -53,13 +53,8 @@ class ClusterSession(EmbeddedSession):
     def _redial(self, node: RemoteNode) -> tuple[Any, int]:
         return dial.resume(node, self._identity)
 
-    def open_tasks(
-        self, amounts: dict[str, float], env_vars: dict[str, str] | None = None, working_dir: str | None = None
-    ) -> Owner:
-        archive = None if working_dir is None else Archive(working_dir)
-        owner = super().open_tasks(amounts, env_vars, working_dir)
-        owner.keeper.sources.archive = archive
-        return owner
+    def _pack(self, owner: Owner, working_dir: str | None) -> None:
+        owner.keeper.sources.archive = None if working_dir is None else Archive(working_dir)
 
     def _initializer_frames(
         self, owner: Owner, initializer: Callable[..., Any], initargs: tuple[Any, ...]

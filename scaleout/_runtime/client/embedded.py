@@ -175,9 +175,13 @@ class EmbeddedSession:
             owner = self._need_owner()
             slots = owner.need_slots(amounts)
             slots.env_vars, slots.working_dir = env_vars, working_dir
+            self._pack(owner, working_dir)
             if slots.resources.can_ever_fit(ONE_CPU):
                 slots.group_of(ONE_CPU)  # so that the owner stays
             return owner
+
+    def _pack(self, owner: Owner, working_dir: str | None) -> None:
+        """Workers are about to need it; those of this machine have it."""
 
     def _owner_idle(self, owner: Owner) -> bool:
         """On the reactor thread: no group is left. True if the owner is to end; the zygote stays, parked."""

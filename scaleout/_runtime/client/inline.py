@@ -24,6 +24,7 @@ class InlineSession:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.is_closed = False
+        self.is_in_use = False  # there is nothing that could be
 
     @property
     def num_cpus(self) -> int:

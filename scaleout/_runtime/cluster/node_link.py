@@ -93,20 +93,32 @@ class Awaited:
         self.pieces = pieces
 
 
-class Lane:
-    """What waits behind large values for one worker."""
+class Common:
+    """A frame for nobody in particular, as one that gives memory back: what is queued later comes later."""
+
+    __slots__ = ("data", "number")
+
+    def __init__(self, data: bytes, number: int) -> None:
+        self.data = data
+        self.number = number
+
+
+class Backlog:
+    """What waits behind large values for one worker: each with its number in the order of all."""
 
     __slots__ = ("items", "worker_id")
 
     def __init__(self, worker_id: int) -> None:
         self.worker_id = worker_id
-        self.items: deque[Any] = deque()
+        self.items: deque[tuple[int, Any]] = deque()
 
-    def take(self) -> bytes:
-        """The next of it; b"" if it has ended, or waits for another."""
+    def take(self, before: int) -> bytes:
+        """The next of it; b"" if it has ended, waits for another, or was queued after number `before`."""
         items = self.items
         while items:
-            head = items[0]
+            number, head = items[0]
+            if number > before:
+                return b""
             if type(head) is Piecewise:
                 piece = head.next_frame()
                 if piece:
@@ -115,7 +127,8 @@ class Lane:
                 if not head.pieces.is_done:
                     return b""
             else:
-                return bytes(items.popleft())
+                items.popleft()
+                return bytes(head)
             items.popleft()
         return b""
 
@@ -126,7 +139,9 @@ class NodeLink(Link):
     __slots__ = (
         "_buffer",
         "_confirmation",
-        "_lanes",
+        "_backlogs",
+        "_common",
+        "_count",
         "_pending",
         "_queue",
         "_sending",
@@ -145,9 +160,11 @@ class NodeLink(Link):
         self.received_bytes = self.said_bytes = 0  # of the stream; and so many of them we have confirmed
         self._confirmation = b""
         self.was_silent = False  # the connection ended for that
-        self._queue: deque[Any] = deque()  # a lane in it begins when all before it has gone
-        self._lanes: deque[Lane] = deque()  # those that have begun, which take turns
-        self._waiting: dict[int, Lane] = {}  # all of them, by worker
+        self._queue: deque[Any] = deque()  # a backlog in it begins when all before it has gone
+        self._common: deque[int] = deque()  # the numbers of the common frames in it
+        self._count = 0
+        self._backlogs: deque[Backlog] = deque()  # those that have begun, which take turns
+        self._waiting: dict[int, Backlog] = {}  # all of them, by worker
         self._buffer = memoryview(bytearray(limits.TURN_BYTES + RECORD_BYTES))
         self._sending = memoryview(b"")  # the same bytes again after a write that did not go through, as TLS wants it
 
@@ -217,14 +234,19 @@ class NodeLink(Link):
         assert fd < 0
         if not self.is_open:
             return
-        lane = self._waiting.get(worker_id)
-        if lane is None:
+        self._count += 1
+        if not worker_id:
+            self._queue.append(Common(data, self._count))
+            self._common.append(self._count)
+            return
+        backlog = self._waiting.get(worker_id)
+        if backlog is None:
             if isinstance(data, bytes):
                 self._queue.append(data)
                 return
-            lane = self._waiting[worker_id] = Lane(worker_id)
-            self._queue.append(lane)
-        lane.items.append(data)
+            backlog = self._waiting[worker_id] = Backlog(worker_id)
+            self._queue.append(backlog)
+        backlog.items.append((self._count, data))
 
     def confirmed(self, arrived_bytes: int) -> None:
         """So much of what we have sent has arrived."""
@@ -241,14 +263,16 @@ class NodeLink(Link):
                 self._sending = self._sending[sent:]
                 size += sent
                 if size >= limits.TURN_BYTES:
-                    return not (
-                        self._sending or self._queue or self._lanes
-                    )  # the rest when the socket says that it takes more
+                    return self._has_nothing_left  # else the rest when the socket says that it takes more
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         except (ValueError, OSError):
             self._hang_up()
         return True
+
+    @property
+    def _has_nothing_left(self) -> bool:
+        return not (self._sending or self._queue or self._backlogs)
 
     def _hang_up(self) -> None:
         """The connection takes no more: the other side sees the end of it, and then so do we. What it has sent until
@@ -271,23 +295,27 @@ class NodeLink(Link):
         queue = self._queue
         while queue and size < GATHER_BYTES:
             data = queue.popleft()
-            if type(data) is Lane:
-                self._lanes.append(data)
-            else:
-                parts.append(data)
-                size += len(data)
-        enough = size + 1  # lanes have their part however much else there is
-        for _ in range(len(self._lanes)):
+            if type(data) is Backlog:
+                self._backlogs.append(data)
+                continue
+            if type(data) is Common:
+                self._common.popleft()
+                data = data.data
+            parts.append(data)
+            size += len(data)
+        enough = size + 1  # backlogs have their part however much else there is
+        before = self._common[0] if self._common else self._count
+        for _ in range(len(self._backlogs)):
             if size >= enough:
                 break
-            lane = self._lanes.popleft()
-            while size < max(enough, GATHER_BYTES) and (data := lane.take()):
+            backlog = self._backlogs.popleft()
+            while size < max(enough, GATHER_BYTES) and (data := backlog.take(before)):
                 parts.append(data)
                 size += len(data)
-            if lane.items:
-                self._lanes.append(lane)
+            if backlog.items:
+                self._backlogs.append(backlog)
             else:
-                del self._waiting[lane.worker_id]
+                del self._waiting[backlog.worker_id]
         return self._load_these(parts)
 
     def _load_these(self, parts: list[bytes]) -> bool:
@@ -297,7 +325,8 @@ class NodeLink(Link):
 
     def discard_outbound(self) -> None:
         self._queue.clear()
-        self._lanes.clear()
+        self._common.clear()
+        self._backlogs.clear()
         self._waiting.clear()
         self._sending = memoryview(b"")
 

@@ -22,6 +22,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 """Of a cluster: a part of the names of directories."""
 
 
+WORK = "work-"
+"""Begins the name of a tenant's directory beside the modules; the pid of its node's daemon follows."""
+
+
 def check_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ClusterError(
@@ -54,11 +58,10 @@ def sources(cluster: str) -> Path:
     folder = _private(local(cluster) / "sources")
     for file in folder.iterdir():
         try:
-            if time.time() - file.stat().st_mtime <= limits.SOURCES_KEPT_SECONDS:
-                continue
-            if file.is_dir():
-                shutil.rmtree(file, ignore_errors=True)
-            else:
+            if file.name.startswith(WORK):
+                if not os.path.exists(f"/proc/{file.name.removeprefix(WORK).partition('-')[0]}"):
+                    shutil.rmtree(file, ignore_errors=True)
+            elif time.time() - file.stat().st_mtime > limits.SOURCES_KEPT_SECONDS:
                 file.unlink()
         except OSError:
             pass  # another node of this machine was faster

@@ -7,11 +7,13 @@ library. Nothing is imported here to find out.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import site
 import sys
 import tarfile
-from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
+from types import ModuleType
 
 from scaleout._runtime.base import limits
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from scaleout._runtime.process.sources import Found
 
 SUFFIX = ".py"
+FILES_LOOKED_AT = 10_000
+"""In a directory on the path, and in a package: with more it takes too long to look at them all."""
+
 LEFT_OUT = ("__pycache__", ".git")
 OURS = "scaleout"
 
@@ -40,7 +45,7 @@ class Archive:
                 f"{limits.SOURCES_BYTES >> 20} MB at most; the largest, {largest}, has {sizes[largest]} bytes"
             )
         packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
+        with tarfile.open(fileobj=packed, mode="w", dereference=True) as tar:
             for name in sizes:
                 tar.add(os.path.join(folder, name), name)
         self.data = packed.getbuffer()
@@ -71,13 +76,9 @@ class OwnSources:
 
     def look(self) -> None:
         """What is there now."""
-        names = {
-            name
-            for name, module in list(sys.modules.items())
-            if "." not in name and self._is_own(getattr(getattr(module, "__spec__", None), "origin", None))
-        }
+        names = {name for name in list(sys.modules) if "." not in name and self._is_own(_origin_of(name))}
         for entry in sys.path:
-            if isinstance(entry, str) and not self._is_installed(os.path.abspath(entry)):
+            if isinstance(entry, str) and not self._is_installed(_absolute(entry)):
                 names.update(_names_in(entry or os.curdir))
         names -= {OURS, "__main__"}
         self.names = sorted(names)
@@ -85,13 +86,13 @@ class OwnSources:
     def module(self, name: str) -> Found | None:
         """See `process.sources.SourcesOfOwner`."""
         found = _find(name)
-        if found is None or not self._is_sendable(name.partition(".")[0]):
+        if found is None:
             return None
-        folders = [os.path.abspath(folder) for folder in found[1]]
+        folders = [_absolute(folder) for folder in found[1]]
         if found[0] is None:
             return ("", True, b"", folders) if any(not self._is_installed(folder) for folder in folders) else None
-        path = os.path.abspath(found[0])
-        if not self._is_own(path):
+        path = _absolute(found[0])
+        if not self._is_own(path) or not self._is_sendable(name.partition(".")[0]):
             return None
         from hashlib import sha256
 
@@ -113,14 +114,15 @@ class OwnSources:
                 size_bytes = os.fstat(file.fileno()).st_size
         except OSError as error:
             return f"{path} cannot be read by the program that has it: {error.strerror}"
-        self._sent[path] = size_bytes
-        if sum(self._sent.values()) > limits.SOURCES_BYTES:
-            largest = max(self._sent, key=lambda path: self._sent[path])
+        sizes = {**self._sent, path: size_bytes}
+        if sum(sizes.values()) > limits.SOURCES_BYTES:
+            largest = max(sizes, key=lambda path: sizes[path])
             return (
                 f"{path} is not sent to the nodes: with it the program's own modules have more than "
-                f"{limits.SOURCES_BYTES >> 20} MB (the largest, {largest}, has {self._sent[largest]} bytes); "
+                f"{limits.SOURCES_BYTES >> 20} MB (the largest, {largest}, has {sizes[largest]} bytes); "
                 "install them there"
             )
+        self._sent = sizes
         return data
 
     def packed(self, offset: int) -> bytes:
@@ -130,21 +132,42 @@ class OwnSources:
     def _is_sendable(self, top: str) -> bool:
         """Not if parts of it are compiled: nodes have it installed, or not at all."""
         if top not in self._is_pure:
-            found = _find(top) or (None, [])
-            files = (file for folder in found[1] for _, _, files in os.walk(folder) for file in files)
-            self._is_pure[top] = top != OURS and not any(file.endswith(tuple(EXTENSION_SUFFIXES)) for file in files)
+            origin, folders = _find(top) or (None, [])
+            walked = (os.walk(folder) for folder in folders if origin is not None)
+            files = (file for places in walked for _, _, files in places for file in files)
+            some = itertools.islice(files, FILES_LOOKED_AT)
+            self._is_pure[top] = top != OURS and not any(file.endswith(tuple(EXTENSION_SUFFIXES)) for file in some)
         return self._is_pure[top]
 
     def _is_own(self, origin: str | None) -> bool:
-        return isinstance(origin, str) and origin.endswith(SUFFIX) and not self._is_installed(os.path.abspath(origin))
+        return isinstance(origin, str) and origin.endswith(SUFFIX) and not self._is_installed(_absolute(origin))
 
     def _is_installed(self, path: str) -> bool:
-        return path.startswith(self._installed)
+        return os.path.join(path, "").startswith(self._installed)
+
+
+def _imported(name: str) -> ModuleSpec | None:
+    """The spec of a module that is imported. No code of the user's runs: what is in `sys.modules` may be anything."""
+    module = sys.modules.get(name)
+    spec = module.__dict__.get("__spec__") if issubclass(type(module), ModuleType) else None
+    return spec if type(spec) is ModuleSpec else None
+
+
+def _origin_of(name: str) -> str | None:
+    spec = _imported(name)
+    return spec.origin if spec is not None and spec.has_location else None
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # there is no current directory any more
+        return path
 
 
 def _find(name: str) -> tuple[str | None, list[str]] | None:
     """Where the module comes from, or would if it were imported: its file, if it is one, and the package's folders."""
-    spec = getattr(sys.modules.get(name), "__spec__", None)
+    spec = _imported(name)
     if spec is not None:
         return spec.origin if spec.has_location else None, list(spec.submodule_search_locations or ())
     parent, _, own_name = name.rpartition(".")
@@ -164,10 +187,14 @@ def _find(name: str) -> tuple[str | None, list[str]] | None:
 
 def _names_in(folder: str) -> list[str]:
     try:
-        entries = os.listdir(folder)
+        with os.scandir(folder) as entries:
+            stems = [
+                entry.name.removesuffix(SUFFIX)
+                for entry in itertools.islice(entries, FILES_LOOKED_AT)
+                if entry.name.endswith(SUFFIX) or ("." not in entry.name and entry.is_dir())
+            ]
     except OSError:
         return []
-    stems = [entry.removesuffix(SUFFIX) for entry in entries if entry.endswith(SUFFIX) or "." not in entry]
     return [stem for stem in stems if stem.isidentifier()]
 
 

@@ -19,6 +19,7 @@ import time
 from functools import partial
 
 from scaleout._runtime.base import limits
+from scaleout._runtime.cluster import places
 from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise, SharedFile
 from scaleout._runtime.core.resources import Devices
 from scaleout._runtime.node.host import Host, present_state
@@ -124,7 +125,7 @@ class Tenant:
         self._gpus = gpus
         self._settings = settings
         self._sources_dir = sources_dir
-        self._work_dir = os.path.join(sources_dir, f"work-{secrets.token_hex(6)}")
+        self._work_dir = os.path.join(sources_dir, f"{places.WORK}{os.getpid()}-{secrets.token_hex(6)}")
         self._on_end = on_end
         self._on_watch = on_watch
         self._report = report

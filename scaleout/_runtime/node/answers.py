@@ -94,7 +94,10 @@ class Answers:
 
     def module(self, peer: Peer, name: str) -> Any:
         """See `process.sources`, as the next."""
-        return self._owner.keeper.sources.module(name)
+        try:
+            return self._owner.keeper.sources.module(name)
+        except Exception:  # noqa: BLE001  # of anything in `sys.modules` or in the path: then the worker looks for itself
+            return None
 
     def source(self, peer: Peer, digest: bytes, offset: int) -> bytes | str:
         part: bytes | str = self._owner.keeper.sources.source(digest, offset)

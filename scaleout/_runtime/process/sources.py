@@ -52,7 +52,12 @@ class SourcesOfOwner:
         found: Found | None = self._ask("module", name)
         return found
 
-    def source(self, digest: bytes, path: str) -> bytes:
+    def source(self, digest: bytes, offset: int) -> bytes | str:
+        """A part of a file that `module` has named; or why it is not sent."""
+        part: bytes | str = self._ask("source", digest, offset)
+        return part
+
+    def whole_source(self, digest: bytes, path: str) -> bytes:
         """What a file of the program's has in it. ImportError if the owner does not give it."""
         kept = os.path.join(self.folder, digest.hex()) if self.folder else ""
         for place in filter(None, (path, kept)):
@@ -60,7 +65,7 @@ class SourcesOfOwner:
             if data is not None:
                 return data
         data = b""
-        while sent := self._ask("source", digest, len(data)):
+        while sent := self.source(digest, len(data)):
             if isinstance(sent, str):
                 raise ImportError(sent)
             data += sent
@@ -92,7 +97,10 @@ class SourcesOfOwner:
         temporary = f"{folder}.{os.getpid()}"
         os.makedirs(temporary, mode=0o700)
         with tarfile.open(fileobj=BytesIO(data)) as tar:
-            tar.extractall(temporary, filter="data")
+            if hasattr(tarfile, "data_filter"):  # not before 3.10.12 and 3.11.4
+                tar.extractall(temporary, filter="data")
+            else:
+                tar.extractall(temporary)  # the program has made it itself, of plain files
         try:
             os.rename(temporary, folder)
         except OSError:  # another worker was faster
@@ -103,7 +111,7 @@ class SourcesOfOwner:
         """As `Requests.ask`. But until somebody else asks for something there are no `Requests`, by which the main loop
         would be slower ever after: then the main thread, if it is that, waits for its answer by itself."""
         worker = self._worker
-        if self._requests() is not None or get_ident() != worker.main_ident:
+        if worker.requests is not None or get_ident() != worker.main_ident:
             return worker.need_requests().ask(question)
         self._questions += 1
         number = FIRST_QUESTION + self._questions
@@ -112,10 +120,7 @@ class SourcesOfOwner:
         poll.register(worker.link.fileno(), select.POLLIN)
         answer = b""
         try:
-            while not answer:
-                worker.is_reading = True
-                if self._requests() is not None:  # since a moment ago; and what they ask they get an answer to
-                    break
+            while not answer and worker.goes_reading():
                 poll.poll()  # here a Ctrl-C may strike
                 with worker.shielded():
                     for entry in worker.sorted_out(self._receive()):
@@ -124,15 +129,8 @@ class SourcesOfOwner:
                         else:
                             worker.queue.append(entry)
         finally:
-            worker.is_reading = False
-            requests = self._requests()
-            if requests is not None:
-                requests.main_is_back()
+            worker.stops_reading()
         return marshal.loads(answer) if answer else worker.need_requests().ask(question)
-
-    def _requests(self) -> Any:
-        """Which another thread may make at any time."""
-        return self._worker.context.requests
 
     def _receive(self) -> bytes:
         data: bytes = self._worker.link.receive()
@@ -191,24 +189,30 @@ class SourceFinder:
         self._sources = sources
         self._names = frozenset(sources.names)
         self._is_first = is_first
+        self._pid = os.getpid()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if (name.partition(".")[0] in self._names) is not self._is_first:
+        if (name.partition(".")[0] in self._names) is not self._is_first or os.getpid() != self._pid:
+            return None  # of a child that was forked here the owner knows nothing
+        try:
+            found = self._sources.module(name)
+        except OSError:  # the owner is gone
             return None
-        found = self._sources.module(name)
         if found is None:
             return None
         origin, is_package, digest, folders = found
         if not origin:
+            here = PathFinder.find_spec(name, path)
+            beside = [] if here is None or here.loader is not None else here.submodule_search_locations or []
             spec = ModuleSpec(name, None, is_package=True)
-            spec.submodule_search_locations = folders
+            spec.submodule_search_locations = [*folders, *(folder for folder in beside if folder not in folders)]
             return spec
         here = PathFinder.find_spec(name, [os.path.dirname(folders[0] if is_package else origin)])
         if here is not None and here.origin == origin and _read(origin, digest) is not None:
             return here  # the same file, with its bytecode and what else lies beside it
-        loader = SentLoader(name, origin, self._sources.source(digest, origin))
+        loader = SentLoader(name, origin, self._sources.whole_source(digest, origin))
         return spec_from_file_location(name, origin, loader=loader, submodule_search_locations=folders or None)
 
 

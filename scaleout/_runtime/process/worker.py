@@ -115,6 +115,7 @@ class Worker:
         self.checkpoints: actors.Checkpoints | None = None
         self.lines: Lines | None = None  # of other workers, to the actor here
         self._storing = threading.RLock()
+        self._meeting = threading.Lock()  # of the main thread, which reads for itself, and whoever makes `Requests`
         self.context = context.WorkerContext(worker_id, depth, self.open_channel, {}, self)
 
     # -- life ------------------------------------------------------------------------------------
@@ -154,25 +155,36 @@ class Worker:
         if self.requests is not None:
             self.requests.wait_for_work()
             return
-        self.is_reading = True
+        if not self.goes_reading():
+            return
         data = self.link.receive()
         if not data:
             raise LinkClosed
         self.queue.extend(self.sorted_out(data))
 
+    def goes_reading(self) -> bool:
+        """The main thread is about to read for itself; False if there are `Requests` since a moment ago, by which it
+        must."""
+        with self._meeting:
+            self.is_reading = self.requests is None
+            return self.is_reading
+
+    def stops_reading(self) -> None:
+        """What it has read is kept. Who has made `Requests` meanwhile may read from now on."""
+        with self._meeting:
+            self.is_reading = False
+        if self.requests is not None:
+            self.requests.main_is_back()
+
     def sorted_out(self, data: bytes) -> Sequence[tuple[int, int, int, int, bytes]]:
         """The frames in what the main thread has read for itself. If there are `Requests` since a moment ago, they get
         it: some of it may be for the thread that has made them."""
-        requests: Requests | None = self.context.requests
-        if requests is not None:
+        if self.requests is not None:
             self.is_reading = False
-            requests.main_has_read(data)
+            self.requests.main_has_read(data)
             return ()
         entries = self.link.frames(data)
-        self.is_reading = False  # only now that the torn frame at the end is kept may another thread read
-        requests = self.context.requests
-        if requests is not None:
-            requests.main_is_back()
+        self.stops_reading()
         return entries
 
     def obey(self, kind: int, flag: int, aux: int, number: int, body: bytes) -> None:
@@ -628,7 +640,7 @@ class Worker:
         if self.requests is None:
             from scaleout._runtime.process.requests import Requests
 
-            with self._storing:
+            with self._meeting:
                 if self.requests is None:
                     self.context.requests = self.requests = Requests(self)
         return self.requests
