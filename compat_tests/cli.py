@@ -68,6 +68,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_suites(options: argparse.Namespace) -> int:
+    if options.nodes == 1 or options.nodes < 0:
+        print(f"--nodes takes 2 or more, not {options.nodes}", file=sys.stderr)
+        return CANNOT_RUN
     modules = options.suite_module or list(suites.MODULES)
     chosen = [(module, load_suite(module)) for module in modules]
     unknown = set(options.suite) - {suite.name for _, suite in chosen}
@@ -98,6 +101,8 @@ def _run_one(supervisor: Supervisor, module: str, suite: Suite, wanted: Callable
         return SuiteResult(
             suite.name, skipped=f"{suite.upstream} is not installed with this Python: {suite.where_to_get}"
         )
+    if supervisor.is_on_nodes and not suite.uses_workers:
+        return SuiteResult(suite.name, skipped="it needs no workers")
     if suite.script_probe:
         _require_script_import(suite.script_probe)
     return supervisor.run_suite(module, suite, wanted)

@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 # Not SCALEOUT_...: the library warns about settings that it does not know, on the stderr that tests compare.
 FILE_VARIABLE = "COMPAT_TESTS_EVIDENCE"
 SABOTAGE_VARIABLE = "COMPAT_TESTS_SABOTAGE"
+NODES_VARIABLE = "COMPAT_TESTS_NODES"
 
 
 class Sabotaged(Exception):
@@ -64,7 +66,7 @@ JOBLIB_WORK = Watch(
 class Note:
     """One line of the evidence file."""
 
-    event: str  # "made", "finished" or "theirs"
+    event: str  # "made", "finished" or "theirs"; "relayed": a node was asked for a worker
     pid: int
     where: str
 
@@ -80,6 +82,8 @@ def install(watch: Watch) -> None:
         _wrap_finish(ours, watch.finished)
     if theirs is not None:
         _wrap(theirs, "__init__", "theirs", only=theirs)
+    if NODES_VARIABLE in os.environ:
+        _wrap(_class(("scaleout._runtime.cluster.fleet", "Fleet")), "fork", "relayed", only=None)
 
 
 def _class(where: tuple[str, str]) -> type[Any]:
@@ -136,6 +140,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
+        self._lacks_nodes = NODES_VARIABLE in os.environ
 
     def new_notes(self) -> list[Note]:
         """The notes of all processes since the last call, oldest first."""
@@ -146,4 +151,12 @@ class Reader:
             data = file.read()
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [Note(**json.loads(line)) for line in complete.splitlines()]
+        notes = [Note(**json.loads(line)) for line in complete.splitlines()]
+        self._lacks_nodes = self._lacks_nodes and not any(note.event == "relayed" for note in notes)
+        return notes
+
+    def check_nodes(self, fail: Callable[..., None]) -> None:
+        """At the end: where workers should be those of a cluster's nodes, some node must have been asked for one."""
+        self.new_notes()
+        if self._lacks_nodes:
+            fail(event="fixture", name="nodes", status="failed", detail="false passes: no node was asked for a worker")

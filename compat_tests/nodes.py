@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from compat_tests import evidence
+
 CPUS = 2
 START_LIMIT_S = 60.0
 PROBE = """
@@ -41,6 +43,7 @@ def running(count: int) -> Iterator[dict[str, str]]:
             for _ in range(count - 1):
                 _scaleout(environ, "start", "--address", address, "--num-cpus", str(CPUS))
             settings["SCALEOUT_ADDRESS"] = address
+            settings[evidence.NODES_VARIABLE] = str(count)
             _check_use({**environ, **settings}, count)
             yield settings
         finally:

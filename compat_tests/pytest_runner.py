@@ -127,6 +127,8 @@ def main(arguments: list[str]) -> int:
     pytest.main([*options, *upstream.paths()], plugins=[recorder])
     if not recorder.is_loaded:
         return 1
+    if wanted is not None:
+        evidence.Reader(Path(os.environ[evidence.FILE_VARIABLE])).check_nodes(log.write)
     log.write(event="end", altered=False)
     return 0
 

@@ -115,6 +115,8 @@ def _table(runs: list[Run]) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for (python, name), suites in found.items():
+        if True in suites and suites[True].skipped and False in suites:
+            del suites[True]
         suite = suites.get(False) or suites[True]
         if suite.skipped:
             rows.append(f"| {name} | {python} | not installed | | | | | | | |")

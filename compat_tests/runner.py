@@ -155,6 +155,8 @@ def main(arguments: list[str]) -> int:
     del cases  # TestSuite.run drops each case when it is done; nothing else may keep it
     selected.run(recorder)
     recorder.arm()
+    if any(counted is None or counted.evidence != SCRIPT for counted in map(suite.counted_as, tests)):
+        notes.check_nodes(log.write)
     log.write(event="end", altered=environment_altered())
     return 0
 

@@ -76,6 +76,7 @@ class Suite:
     runner: str = "compat_tests.runner"  # the module that runs the tests
     environ: Mapping[str, str] = field(default_factory=dict)  # of the runner and all that it starts
     first_on_path: Path | None = None  # likewise
+    uses_workers: bool = True  # else there is nothing in it to be tried on nodes
     at_least: int | None = None  # so many tests must use scaleout and pass; one that does not use it is then no failure
 
     def exclusions(self) -> list[Exclusion]:

@@ -108,6 +108,11 @@ class Supervisor:
         self._say = say
         self._settings = settings
 
+    @property
+    def is_on_nodes(self) -> bool:
+        """Whether workers are those of a cluster's nodes."""
+        return bool(self._settings)
+
     def collect(self, suite_module: str) -> list[str]:
         """The ids of the installed tests. Raises RunnerError when the suite cannot be loaded."""
         end = self._run_process(suite_module, ["--collect"])
@@ -117,7 +122,7 @@ class Supervisor:
 
     def run_suite(self, suite_module: str, suite: Suite, wanted: Callable[[str], bool]) -> SuiteResult:
         """Run the counted tests that are ``wanted``, and those whose exclusion says that they fail."""
-        sorted_tests = plan(suite, self.collect(suite_module), on_nodes=bool(self._settings))
+        sorted_tests = plan(suite, self.collect(suite_module), on_nodes=self.is_on_nodes)
         result = SuiteResult(suite.name, problems=list(sorted_tests.problems))
         result.not_provided = list(sorted_tests.not_provided)
         result.excluded = {exclusion.test: exclusion.reason for exclusion in sorted_tests.excluded}

@@ -13,4 +13,5 @@ SUITE = Suite(
     exclusions_file=Path(__file__).with_suffix(".exclude.txt"),
     where_to_get=_EXECUTOR.where_to_get,
     script_probe=None,
+    uses_workers=False,
 )

@@ -149,3 +149,29 @@ def test_others_are_not_held_up() -> None:
         assert bodies == [b"overtakes", b"waits"] and position < (5 << 20) and sock.taken.endswith(b"waits")
     finally:
         link.close()
+
+
+def test_memory_is_given_back_before_it_is_used_again() -> None:
+    """However much there is to send to others, a large value does not overtake the word that its range is free."""
+    fd = os.memfd_create("test")
+    os.ftruncate(fd, 8 << 20)
+    file = SharedFile(fd)
+    sock = Socket()
+    link = NodeLink(sock)  # type: ignore[arg-type]
+    try:
+        link.queue(Piecewise((1, 0, 1 << 20), file), worker_id=1)
+        sock.room = 100
+        link.flush()  # the first of it is on its way
+        for _ in range(20):
+            link.queue(frame(frames.RELAY, bytes(100_000), number=2), worker_id=2)
+        link.queue(frame(frames.DISCARD, b"of segment 2"))
+        link.queue(Piecewise((2, 0, 1000), file), worker_id=1)
+        link.queue(Piecewise((3, 0, 1000), file), worker_id=3)
+        sock.room = 1 << 40
+        send_all(link, sock)
+        kinds = [(kind, number) for kind, number, _ in cut(bytes(sock.taken)) if kind != frames.RELAY]
+        given_back = kinds.index((frames.DISCARD, 0))
+        assert given_back < kinds.index((frames.PIECE, 2)) and given_back < kinds.index((frames.PIECE, 3))
+        assert kinds.count((frames.PIECE, 1)) == 2 and kinds.index((frames.PIECE, 1)) < given_back
+    finally:
+        link.close()
