@@ -19,10 +19,14 @@ from compat_tests import evidence
 CPUS = 2
 START_LIMIT_S = 60.0
 PROBE = """
-import os
+import os, time
 from scaleout.multiprocessing import Pool
+zygotes = set()
+deadline = time.monotonic() + 30
 with Pool({workers}) as pool:
-    print(len(set(pool.map(lambda _: os.getppid(), range(1000), chunksize=1)) - {{os.getpid()}}))
+    while len(zygotes) < {count} and time.monotonic() < deadline:  # some are up before others
+        zygotes.update(pool.map(lambda _: os.getppid(), range(100), chunksize=1))
+print(len(zygotes - {{os.getpid()}}))
 """
 
 
@@ -52,7 +56,7 @@ def running(count: int) -> Iterator[dict[str, str]]:
 
 def _check_use(environ: dict[str, str], count: int) -> None:
     """Whether a program's workers are indeed those of all the nodes."""
-    probe = PROBE.format(workers=count * CPUS)
+    probe = PROBE.format(workers=count * CPUS, count=count)
     done = subprocess.run(
         [sys.executable, "-c", probe], env=environ, capture_output=True, text=True, timeout=START_LIMIT_S
     )
