@@ -20,6 +20,7 @@ from scaleout._runtime.session import (
     close_idle,
     default_session,
 )
+from scaleout.futures.future import HOLDS_SECONDS, Elsewhere
 from scaleout.futures.in_workers import run_initializer
 
 TYPE_CHECKING = False
@@ -53,7 +54,8 @@ class Crew:
         self._follows_cluster = follows_cluster
         self.size = 0
         self.group: Any = None
-        self.condition_patience_s = 1.0  # see future.HOLDS_SECONDS
+        self.elsewhere = Elsewhere()
+        self.condition_patience_s = HOLDS_SECONDS  # until one is found that is never let go
         self.refusal: Callable[[], BaseException] | None = None
         self.broken: bool | str = False
         self.is_shut_down = False

@@ -28,7 +28,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from _thread import allocate_lock, get_ident
+from _thread import allocate_lock, get_ident, start_new_thread
+from collections import deque
 from concurrent.futures import _base
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from functools import partial
@@ -150,12 +151,13 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
             self._settle(partial(self._finish_pickled, status))
 
     def _settle(self, finish: Callable[[], None]) -> None:
-        """`finish` under the condition: here and now if that is free, else in the thread for callbacks."""
+        """`finish` under the condition: here and now if that is free. Else elsewhere; not in the thread for callbacks, as
+        one of them may wait for this very future."""
         condition = self._condition
         if condition.acquire(blocking=False):
             self._settle_now(finish, condition)
         else:
-            self._crew.group.put_callback(partial(self._settle_patiently, finish))  # type: ignore[union-attr]
+            self._crew.elsewhere.put(partial(self._settle_patiently, finish))  # type: ignore[union-attr]
 
     def _settle_patiently(self, finish: Callable[[], None]) -> None:
         """Where it may take time: whoever has the condition was struck by an exception, or takes many at once."""
@@ -184,7 +186,7 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         if any(getattr(waiter, "stop_on_exception", False) for waiter in self.__dict__.get("_waiters", ())):
             # One waits for the first exception: whether this is one shows when it is unpickled. Failures take the
             # same way, as they must not overtake what came before them.
-            self._crew.group.put_callback(self._finish_unpickled)  # type: ignore[union-attr]
+            self._crew.elsewhere.put(self._finish_unpickled)  # type: ignore[union-attr]
         else:
             self._finish(FINISHED, "add_result" if status == OK else "add_exception")
 
@@ -370,6 +372,30 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         from scaleout.futures.aio import wrap
 
         return wrap(self).__await__()
+
+
+class Elsewhere:
+    """Runs functions one after the other, in a thread that is there as long as there are any. Without a lock."""
+
+    def __init__(self) -> None:
+        self._functions: deque[Callable[[], None]] = deque()
+        self._runner: dict[str, object] = {}
+
+    def put(self, function: Callable[[], None]) -> None:
+        self._functions.append(function)
+        if self._is_mine(object()):
+            start_new_thread(self._run, ())
+
+    def _is_mine(self, claim: object) -> bool:
+        return self._runner.setdefault("claim", claim) is claim
+
+    def _run(self) -> None:
+        while True:
+            while self._functions:
+                self._functions.popleft()()
+            self._runner.clear()  # from now on `put` starts another
+            if not self._functions or not self._is_mine(object()):
+                return
 
 
 def _some_thread_may_hold_conditions() -> bool:

@@ -173,3 +173,38 @@ def test_a_program_that_does_not_come_back(cluster: Cluster, proxy: Proxy, tmp_p
     while "has not come back" not in cluster.log():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_workers_that_are_wanted_meanwhile(cluster: Cluster, proxy: Proxy) -> None:
+    """A pool is opened and a worker dies while the connection is broken."""
+    program = cluster.start(
+        """
+        import os, sys, time
+        from scaleout.multiprocessing import Pool
+
+        def die(marker):
+            if not os.path.exists(marker):
+                open(marker, "w").close()
+                time.sleep(0.3)
+                os._exit(1)
+            return "lives"
+
+        with Pool(1) as pool:
+            pool.map(abs, range(10))
+            result = pool.apply_async(die, (sys.argv[0] + ".marker",))
+            while not os.path.exists(sys.argv[0] + ".marker"):
+                time.sleep(0.01)
+            print("running", flush=True)
+            time.sleep(0.1)
+            with Pool(2) as other:
+                print(other.map(abs, range(-3, 0)), result.get())
+        """,
+        SCALEOUT_ADDRESS=proxy.address,
+        SCALEOUT_CLUSTER="default",
+    )
+    assert read_line(program) == "running"
+    proxy.is_open = False
+    proxy.break_all(True)
+    time.sleep(1)
+    proxy.is_open = True
+    assert finish(program) == "[3, 2, 1] lives\n"

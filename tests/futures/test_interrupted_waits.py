@@ -104,3 +104,25 @@ def test_a_condition_that_is_held_for_a_moment() -> None:
             assert not future.done()
         assert future.result(DEADLINE_S) == 1
         assert futures.wait([future]).done == {future}
+
+
+def test_a_callback_that_waits_for_a_future_whose_condition_is_held() -> None:
+    held, let_go, answers = threading.Event(), threading.Event(), []
+
+    def hold(future: Any) -> None:
+        with future._condition:
+            held.set()
+            assert let_go.wait(DEADLINE_S)
+
+    with ScaleoutExecutor(2) as executor:
+        second = executor.submit(time.sleep, 0.2)
+        thread = threading.Thread(target=hold, args=(second,))
+        thread.start()
+        assert held.wait(DEADLINE_S)
+        first = executor.submit(abs, -1)
+        first.add_done_callback(lambda future: answers.append(second.result(DEADLINE_S)))
+        time.sleep(0.4)
+        let_go.set()
+        thread.join()
+        assert second.result(DEADLINE_S) is None
+    assert answers == [None]

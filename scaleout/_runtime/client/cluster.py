@@ -50,11 +50,14 @@ class ClusterSession(EmbeddedSession):
     def _dial(self, address: str) -> RemoteNode:
         return dial.attach(address, self._identity)[0]
 
-    def _redial(self, node: RemoteNode) -> tuple[Any, int]:
-        return dial.resume(node, self._identity)
+    def _redial(self, node: RemoteNode, seconds: float) -> tuple[Any, int]:
+        return dial.resume(node, self._identity, seconds)
 
-    def _pack(self, owner: Owner, working_dir: str | None) -> None:
-        owner.keeper.sources.archive = None if working_dir is None else Archive(working_dir)
+    def _packed(self, working_dir: str | None) -> Archive | None:
+        return None if working_dir is None else Archive(working_dir)
+
+    def _send_along(self, owner: Owner, packed: Archive | None) -> None:
+        owner.keeper.sources.archive = packed
 
     def _initializer_frames(
         self, owner: Owner, initializer: Callable[..., Any], initargs: tuple[Any, ...]
@@ -78,11 +81,16 @@ class ClusterSession(EmbeddedSession):
 
     def close_idle(self) -> None:
         for node in self._connected:
+            node.link.bye()
+        self._close_connected()
+
+    def _close_connected(self) -> None:
+        for node in self._connected:
             node.link.close()
         self._connected = []
 
     def forget(self) -> None:
-        self.close_idle()
+        self._close_connected()  # and no word of it: the parent goes on
         super().forget()
 
 
@@ -94,8 +102,8 @@ def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], tu
     def reach(at: str) -> None:
         try:
             nodes.append(dial.attach(at, identity)[0])
-        except (ClusterError, OSError):
-            pass  # it is about to be found dead, or is tried again
+        except Exception:  # noqa: BLE001  # it says nonsense, or is about to be found dead, or is tried again
+            pass
 
     others = [at for node_id, at in wanted_of(info["nodes"][1]).items() if node_id != first.node_id]
     try:
@@ -107,6 +115,7 @@ def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], tu
                 reach(at)
     except BaseException:  # Ctrl-C
         for node in nodes:
+            node.link.bye()
             node.link.close()
         raise
     return nodes, info["nodes"]

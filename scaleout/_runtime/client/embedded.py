@@ -171,17 +171,21 @@ class EmbeddedSession:
     ) -> Owner:
         """The owner, with a place for tasks, from now until that is closed. `amounts` of resources, in units, go before
         what this machine has. Workers have `env_vars` on top of our environment, and `working_dir` instead of ours."""
+        packed = self._packed(working_dir)  # which takes time, and may fail
         with self._lock:
             owner = self._need_owner()
             slots = owner.need_slots(amounts)
             slots.env_vars, slots.working_dir = env_vars, working_dir
-            self._pack(owner, working_dir)
+            self._send_along(owner, packed)
             if slots.resources.can_ever_fit(ONE_CPU):
                 slots.group_of(ONE_CPU)  # so that the owner stays
             return owner
 
-    def _pack(self, owner: Owner, working_dir: str | None) -> None:
-        """Workers are about to need it; those of this machine have it."""
+    def _packed(self, working_dir: str | None) -> Any:
+        """What workers of other machines need to have it; those of this one have it."""
+
+    def _send_along(self, owner: Owner, packed: Any) -> None:
+        """Workers are about to need it."""
 
     def _owner_idle(self, owner: Owner) -> bool:
         """On the reactor thread: no group is left. True if the owner is to end; the zygote stays, parked."""

@@ -221,7 +221,8 @@ class Daemon:
                 sock.sendall(frame(frames.REFUSED, reason.encode()))
                 raise ClusterError(reason)
         if "session" in asked:
-            self._reactor.post(partial(self._resume, sock, asked["session"], asked["arrived"]))
+            come_back = str(asked["session"]), int(asked["attempt"]), int(asked["arrived"])
+            self._reactor.post(partial(self._resume, sock, *come_back))
             return
         session = secrets.token_hex(16)
         assert self._agent is not None
@@ -237,11 +238,11 @@ class Daemon:
         sock.setblocking(False)
         self._reactor.post(partial(self._open, NodeLink(sock), session))
 
-    def _resume(self, sock: ssl.SSLSocket, session: str, arrived_bytes: int) -> None:
+    def _resume(self, sock: ssl.SSLSocket, session: str, attempt: int, arrived_bytes: int) -> None:
         """A driver has lost its connection."""
         tenant = next((tenant for tenant in self._tenants if tenant.session == session), None)
         try:
-            if tenant is None:
+            if tenant is None or not tenant.may_resume(attempt, arrived_bytes):
                 sock.sendall(frame(frames.REFUSED, b"what it had of this driver has ended"))
                 sock.close()
                 return

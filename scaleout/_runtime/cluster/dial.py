@@ -46,16 +46,19 @@ def own_address_towards(address: str) -> str:
         raise ClusterError(f"no node answers at {address}: {error.strerror or error}") from error
 
 
-def connect(address: str, context: ssl.SSLContext) -> tuple[ssl.SSLSocket, dict[str, Any]]:
+def connect(
+    address: str, context: ssl.SSLContext, seconds: float = limits.DIAL_SECONDS
+) -> tuple[ssl.SSLSocket, dict[str, Any]]:
     """A connection, and what the node says to everybody."""
+    deadline = time.monotonic() + seconds
     try:
-        sock = socket.create_connection(parse(address), limits.DIAL_SECONDS)
+        sock = socket.create_connection(parse(address), seconds)
     except OSError as error:
         raise ClusterError(f"no node answers at {address}: {error.strerror or error}") from error
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         secure = context.wrap_socket(sock)
-        kind, body = receive_frame(secure, WELCOME_BYTES, _deadline())
+        kind, body = receive_frame(secure, WELCOME_BYTES, deadline)
         if kind != frames.WELCOME:
             raise ClusterError("it is not a node of this version of scaleout")
         return secure, json.loads(body)
@@ -86,19 +89,32 @@ def attach(address: str, identity: tls.Identity) -> tuple[RemoteNode, dict[str, 
     return RemoteNode(NodeLink(sock), info["node_id"], info["resources"], address, info["session"]), info
 
 
-def resume(node: RemoteNode, identity: tls.Identity) -> tuple[ssl.SSLSocket, int]:
+def resume(node: RemoteNode, identity: tls.Identity, seconds: float) -> tuple[ssl.SSLSocket, int]:
     """Another connection for the link to this node, which has lost its own, and how much has arrived there."""
-    asked = {**introduction(), "session": node.session, "arrived": node.link.received_bytes}
-    sock, info = _attach(node.address, identity, asked)
-    return sock, info["arrived"]
+    node.attempts += 1
+    asked = {
+        **introduction(),
+        "session": node.session,
+        "attempt": node.attempts,
+        "arrived": node.link.received_bytes,
+    }
+    sock, info = _attach(node.address, identity, asked, seconds)
+    try:
+        return sock, int(info["arrived"])
+    except BaseException:
+        sock.close()
+        raise
 
 
-def _attach(address: str, identity: tls.Identity, asked: dict[str, Any]) -> tuple[ssl.SSLSocket, dict[str, Any]]:
+def _attach(
+    address: str, identity: tls.Identity, asked: dict[str, Any], seconds: float = limits.DIAL_SECONDS
+) -> tuple[ssl.SSLSocket, dict[str, Any]]:
     """A connection, and what the node answers to the first frame."""
-    sock, _ = connect(address, tls.client_context(identity))
+    deadline = time.monotonic() + seconds
+    sock, _ = connect(address, tls.client_context(identity), seconds)
     try:
         sock.sendall(frame(frames.ATTACH, marshal.dumps(asked)))
-        kind, body = receive_frame(sock, limits.FRAME_BYTES, _deadline())
+        kind, body = receive_frame(sock, limits.FRAME_BYTES, deadline)
         if kind != frames.ATTACH:
             raise NodeRefusal(f"the node at {address} refuses: {body.decode(errors='replace')}")
         sock.setblocking(False)
@@ -106,7 +122,7 @@ def _attach(address: str, identity: tls.Identity, asked: dict[str, Any]) -> tupl
     except ClusterError:
         sock.close()
         raise
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
         sock.close()
         reason = tls.explained(error) if isinstance(error, ssl.SSLError) else str(error)
         raise ClusterError(f"cannot talk to {address}: {reason}") from error

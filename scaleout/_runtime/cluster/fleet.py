@@ -58,6 +58,7 @@ class RemoteNode:
         self.node_id = node_id
         self.address = address
         self.session = session
+        self.attempts = 0  # at another connection
         self.room = Room(resources)
         self.state = b""  # how its workers are to look, as it was told
         self.peers: dict[int, Peer] = {}
@@ -227,9 +228,9 @@ def _pages_of(extent: Extent) -> Extent:
 class Fleet:
     """The nodes of a driver, with the interface of `node.keeper.ZygoteKeeper`.
 
-    `dial(address)` makes a link to a node that has joined, `redial(node)` another connection for a link that has lost
-    its own (and says how much has arrived there); both in threads of their own. `on_data(peer, data)` takes what a
-    worker says.
+    `dial(address)` makes a link to a node that has joined; `redial(node, seconds)` another connection for a link that
+    has lost its own, and says how much has arrived there. Both run in threads of their own. `on_data(peer, data)` takes
+    what a worker says.
     """
 
     def __init__(
@@ -239,7 +240,7 @@ class Fleet:
         listed: tuple[int, list[Any]],
         max_processes: int,
         dial: Callable[[str], RemoteNode],
-        redial: Callable[[RemoteNode], tuple[Any, int]],
+        redial: Callable[[RemoteNode, float], tuple[Any, int]],
     ) -> None:
         self.reactor = reactor
         self._dial = dial
@@ -280,7 +281,7 @@ class Fleet:
         self._state = marshal.dumps(state)
 
     def _listen(self, node: RemoteNode) -> None:
-        if not self.reactor.is_watching(node.link.fileno()):
+        if not node.link.is_broken and not self.reactor.is_watching(node.link.fileno()):
             self.reactor.watch(node.link.fileno(), partial(self._on_node, node))
         self._need_teller()
 
@@ -493,12 +494,11 @@ class Fleet:
         """In a thread of its own."""
         deadline = time.monotonic() + limits.RESUME_SECONDS
         sock, arrived_bytes = None, 0
-        while sock is None and node in self.nodes:
+        while sock is None and node in self.nodes and (left_s := deadline - time.monotonic()) > 0:
             try:
-                sock, arrived_bytes = self._redial(node)
-            except (ClusterError, OSError, ValueError) as error:
-                is_final = isinstance(error, NodeRefusal) or isinstance(error.__cause__, ConnectionRefusedError)
-                if is_final or time.monotonic() > deadline:
+                sock, arrived_bytes = self._redial(node, left_s)
+            except Exception as error:  # as in `_reach`
+                if isinstance(error, NodeRefusal) or isinstance(error.__cause__, ConnectionRefusedError):
                     break
                 time.sleep(limits.RESUME_PAUSE_SECONDS)
         self.reactor.post(partial(self._reconnected, node, sock, arrived_bytes))
@@ -511,7 +511,7 @@ class Fleet:
             return
         try:
             node.link.resume(sock, arrived_bytes)
-        except ValueError:  # it is out of its mind
+        except (ValueError, TypeError):  # it is out of its mind
             sock.close()
             self._node_died(node)
             return
@@ -544,7 +544,7 @@ class Fleet:
         """In a thread of its own."""
         try:
             node: RemoteNode | None = self._dial(address)
-        except (ClusterError, OSError, ValueError):
+        except Exception:  # it may say anything, and somebody must hear that it is not reached
             node = None
         self.reactor.post(partial(self._reached, node_id, node))
 
@@ -555,6 +555,7 @@ class Fleet:
         if node is None:
             return
         if self.reactor.is_stopping or not self._roster.linked(node.node_id):
+            node.link.bye()
             node.link.close()
             return
         self.nodes.append(node)
@@ -574,6 +575,7 @@ class Fleet:
 
     def _node_died(self, node: RemoteNode) -> None:
         """The node is gone, or cut off, and its workers with it; nobody is charged."""
+        node.link.bye()
         self.reactor.forget_link(node.link)
         node.link.close()
         if node not in self.nodes:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 OFFSET = Struct("<Q")
 
+SILENCE = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
+"""How a connection ends whose other end is gone without a word."""
+
 RECORD_BYTES = 16 * 1024
 """The longest record of TLS: what the library may hold that no poll of the socket shows."""
 
@@ -190,6 +193,9 @@ class NodeLink(Link):
         self._sending = again
         self._use(sock)
 
+    def may_resume(self, arrived_bytes: int) -> bool:
+        return self._unconfirmed.may_be(arrived_bytes)
+
     def bye(self) -> None:
         """Tell the other side, if that can be done at once, that no connection follows this one."""
         if self.is_open and not self.is_broken and not self._sending:
@@ -210,8 +216,9 @@ class NodeLink(Link):
             if not size:
                 raise BlockingIOError from None
         except OSError as error:
-            self.was_silent = error.errno == errno.ETIMEDOUT
-            raise
+            self.was_silent = error.errno in SILENCE
+            if not size:
+                raise
         self.received_bytes += size
         if self.received_bytes - self.said_bytes >= limits.CONFIRM_BYTES:
             self.said_bytes = self.received_bytes
@@ -257,17 +264,18 @@ class NodeLink(Link):
         size = 0
         if self.is_broken:
             return True
-        try:
-            while self._sending or self._load():
+        while self._sending or self._load():
+            try:
                 sent = self.sock.send(self._sending)
-                self._sending = self._sending[sent:]
-                size += sent
-                if size >= limits.TURN_BYTES:
-                    return self._has_nothing_left  # else the rest when the socket says that it takes more
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False
-        except (ValueError, OSError):
-            self._hang_up()
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+            except (ValueError, OSError):
+                self._hang_up()
+                return True
+            self._sending = self._sending[sent:]
+            size += sent
+            if size >= limits.TURN_BYTES:
+                return self._has_nothing_left  # else the rest when the socket says that it takes more
         return True
 
     @property

@@ -59,7 +59,9 @@ def sources(cluster: str) -> Path:
     for file in folder.iterdir():
         try:
             if file.name.startswith(WORK):
-                if not os.path.exists(f"/proc/{file.name.removeprefix(WORK).partition('-')[0]}"):
+                if os.path.exists("/proc/self") and not os.path.exists(
+                    f"/proc/{file.name.removeprefix(WORK).partition('-')[0]}"
+                ):
                     shutil.rmtree(file, ignore_errors=True)
             elif time.time() - file.stat().st_mtime > limits.SOURCES_KEPT_SECONDS:
                 file.unlink()

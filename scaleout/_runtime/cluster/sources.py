@@ -76,7 +76,8 @@ class OwnSources:
 
     def look(self) -> None:
         """What is there now."""
-        names = {name for name in list(sys.modules) if "." not in name and self._is_own(_origin_of(name))}
+        imported = [name for name in list(sys.modules) if isinstance(name, str) and "." not in name]
+        names = {name for name in imported if self._is_own(_origin_of(name))}
         for entry in sys.path:
             if isinstance(entry, str) and not self._is_installed(_absolute(entry)):
                 names.update(_names_in(entry or os.curdir))
@@ -149,7 +150,10 @@ class OwnSources:
 def _imported(name: str) -> ModuleSpec | None:
     """The spec of a module that is imported. No code of the user's runs: what is in `sys.modules` may be anything."""
     module = sys.modules.get(name)
-    spec = module.__dict__.get("__spec__") if issubclass(type(module), ModuleType) else None
+    own = (
+        ModuleType.__getattribute__(module, "__dict__") if issubclass(type(module), ModuleType) else {}
+    )  # none of a subclass
+    spec = own.get("__spec__")
     return spec if type(spec) is ModuleSpec else None
 
 
@@ -193,7 +197,7 @@ def _names_in(folder: str) -> list[str]:
                 for entry in itertools.islice(entries, FILES_LOOKED_AT)
                 if entry.name.endswith(SUFFIX) or ("." not in entry.name and entry.is_dir())
             ]
-    except OSError:
+    except (OSError, ValueError):
         return []
     return [stem for stem in stems if stem.isidentifier()]
 

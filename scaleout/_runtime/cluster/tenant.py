@@ -121,6 +121,7 @@ class Tenant:
         self._link = link
         self.session = session  # by which the driver comes back when it has lost the connection
         self._broken_times = 0
+        self._attempt = 0  # the driver's, at coming back
         self._node_id = node_id
         self._gpus = gpus
         self._settings = settings
@@ -161,6 +162,12 @@ class Tenant:
     def open(self) -> None:
         self._watch(self._link.fileno(), self._on_driver)
         self._safely(self._on_driver, READABLE)  # a TLS connection may hold what no poll shows
+
+    def may_resume(self, attempt: int, arrived_bytes: int) -> bool:
+        """Not by an attempt that was overtaken by a later one."""
+        is_new = attempt > self._attempt
+        self._attempt = max(attempt, self._attempt)
+        return is_new and self._link.may_resume(arrived_bytes)
 
     def break_off(self) -> int:
         """The connection is lost, if it was not known yet; another is awaited for a while. How much has arrived."""

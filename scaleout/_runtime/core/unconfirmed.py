@@ -24,7 +24,7 @@ class Unconfirmed:
 
     @property
     def size_bytes(self) -> int:
-        """Up to one chunk more than what is not confirmed."""
+        """What is not confirmed."""
         return self.end - self._start
 
     def sent(self, data: memoryview) -> None:
@@ -34,18 +34,24 @@ class Unconfirmed:
 
     def confirmed(self, offset: int) -> None:
         """The other side has all before this."""
-        while self._chunks and self._start + len(self._chunks[0]) <= offset:
-            self._start += len(self._chunks.popleft())
+        chunks = self._chunks
+        while chunks and self._start + len(chunks[0]) <= offset:
+            self._start += len(chunks.popleft())
+        if chunks and offset > self._start:
+            chunks[0] = chunks[0][offset - self._start :]
+            self._start = offset
+
+    def may_be(self, offset: int) -> bool:
+        """Whether the other side can have all before this and nothing more."""
+        return self._start <= offset <= self.end
 
     def take_back(self, offset: int) -> Sequence[memoryview]:
         """The other side has all before this and nothing more: what is to be sent again, and counts as not sent.
         ValueError if it cannot be so."""
-        if not self._start <= offset <= self.end:
+        if not self.may_be(offset):
             raise ValueError(f"the other side has {offset} bytes, and {self._start} to {self.end} are here")
         self.confirmed(offset)
         again = list(self._chunks)
-        if again:
-            again[0] = again[0][offset - self._start :]
         self._chunks.clear()
         self._start = self.end = offset
         return again

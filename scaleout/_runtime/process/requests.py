@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
     Worker = Any  # process.worker's, which asks by what is here
 
-AT_ONCE = frozenset({frames.SEGMENT, frames.TRACKER, frames.LOOSE_FD, frames.LINE, frames.FREE})
-"""Obeyed as soon as they are read: descriptors come in the order of their frames, and nothing else depends on when."""
-
 
 NEVER_MORE = -1
 """In place of how many items a consumer has taken: it has gone."""
@@ -342,7 +339,7 @@ class Requests:
             for want in list(self._wants.values()):
                 want.wake()
             self.on_taken()
-        elif kind in AT_ONCE:
+        elif kind in frames.AT_ONCE:
             worker.obey(*entry)
         elif kind == frames.TASK and flag & frames.HELP and self._is_main_waiting():
             self._return_queued()  # so that its callable and its dependencies are here

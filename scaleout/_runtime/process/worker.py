@@ -115,7 +115,7 @@ class Worker:
         self.checkpoints: actors.Checkpoints | None = None
         self.lines: Lines | None = None  # of other workers, to the actor here
         self._storing = threading.RLock()
-        self._meeting = threading.Lock()  # of the main thread, which reads for itself, and whoever makes `Requests`
+        self._meeting = threading.RLock()  # of the main thread, which reads for itself, and whoever makes `Requests`
         self.context = context.WorkerContext(worker_id, depth, self.open_channel, {}, self)
 
     # -- life ------------------------------------------------------------------------------------
@@ -183,7 +183,12 @@ class Worker:
             self.is_reading = False
             self.requests.main_has_read(data)
             return ()
-        entries = self.link.frames(data)
+        entries = []
+        for entry in self.link.frames(data):
+            if entry[0] in frames.AT_ONCE:
+                self.obey(*entry)
+            else:
+                entries.append(entry)
         self.stops_reading()
         return entries
 
@@ -641,8 +646,9 @@ class Worker:
             from scaleout._runtime.process.requests import Requests
 
             with self._meeting:
+                made = Requests(self)  # in which garbage may be collected, and a finalizer ask for the same
                 if self.requests is None:
-                    self.context.requests = self.requests = Requests(self)
+                    self.context.requests = self.requests = made
         return self.requests
 
     def hold(self, references: list[int]) -> Any:

@@ -100,6 +100,10 @@ DISCARD = 87  # body: extents of mirrored segments that nobody reads any more
 
 FD_KINDS = frozenset({HELLO, LOOSE_FD, TRACKER, LINE, CHANNEL, SEGMENT, OUTPUT, FORK, ADOPT})
 
+AT_ONCE = frozenset({HELLO, SEGMENT, TRACKER, LOOSE_FD, LINE, FREE})
+"""A worker obeys these as soon as they are read: descriptors come in the order of their frames, whoever reads them, and
+nothing else depends on when."""
+
 # TASK flags: how to call
 CALL_ARGS = 0  # payload is args
 CALL_ARGS_KWARGS = 1  # payload is (args, kwargs)
