@@ -151,8 +151,8 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
             self._settle(partial(self._finish_pickled, status))
 
     def _settle(self, finish: Callable[[], None]) -> None:
-        """`finish` under the condition: here and now if that is free. Else elsewhere; not in the thread for callbacks, as
-        one of them may wait for this very future."""
+        """`finish` under the condition: here and now if that is free. Else elsewhere; not in the thread for callbacks,
+        one of which may wait for this very future."""
         condition = self._condition
         if condition.acquire(blocking=False):
             self._settle_now(finish, condition)
