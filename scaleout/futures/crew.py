@@ -20,7 +20,7 @@ from scaleout._runtime.session import (
     close_idle,
     default_session,
 )
-from scaleout.futures.future import HOLDS_SECONDS, Elsewhere
+from scaleout.futures.elsewhere import HOLDS_SECONDS, Elsewhere
 from scaleout.futures.in_workers import run_initializer
 
 TYPE_CHECKING = False

@@ -28,14 +28,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from _thread import allocate_lock, get_ident, start_new_thread
-from collections import deque
+from _thread import allocate_lock, get_ident
 from concurrent.futures import _base
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from functools import partial
 
 from scaleout._runtime import session
 from scaleout._runtime.session import OK, Failure, outcome
+from scaleout.futures.elsewhere import HOLDS_SECONDS
 from scaleout.futures.failures import exception_of
 
 TYPE_CHECKING = False
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 SETTLED: Any = object()
 _settling = threading.Lock()
-HOLDS_SECONDS = 1.0
-"""Who has a future's condition lets it go before this, but where it is one of very many that he takes at once."""
-
 LOST_SECONDS = 0.001
 """The same once a condition was found that is never let go: there are more of them then."""
 
@@ -333,7 +330,7 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         task = self._task
         if task is not None and self._crew.group.cancel(task):
             try:
-                self._wait(HOLDS_SECONDS)  # somebody may have the condition just now
+                self._wait(2 * HOLDS_SECONDS)  # somebody may have the condition just now
             except (_base.CancelledError, _base.TimeoutError):
                 pass
             return True
@@ -372,30 +369,6 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
         from scaleout.futures.aio import wrap
 
         return wrap(self).__await__()
-
-
-class Elsewhere:
-    """Runs functions one after the other, in a thread that is there as long as there are any. Without a lock."""
-
-    def __init__(self) -> None:
-        self._functions: deque[Callable[[], None]] = deque()
-        self._runner: dict[str, object] = {}
-
-    def put(self, function: Callable[[], None]) -> None:
-        self._functions.append(function)
-        if self._is_mine(object()):
-            start_new_thread(self._run, ())
-
-    def _is_mine(self, claim: object) -> bool:
-        return self._runner.setdefault("claim", claim) is claim
-
-    def _run(self) -> None:
-        while True:
-            while self._functions:
-                self._functions.popleft()()
-            self._runner.clear()  # from now on `put` starts another
-            if not self._functions or not self._is_mine(object()):
-                return
 
 
 def _some_thread_may_hold_conditions() -> bool:

@@ -15,7 +15,7 @@ from faults import DEADLINE_S
 from test_interrupt import Alarm, walk
 
 from scaleout.futures import ScaleoutExecutor
-from scaleout.futures.future import HOLDS_SECONDS
+from scaleout.futures.elsewhere import HOLDS_SECONDS
 
 FILES = ("/concurrent/futures/_base.py", "/threading.py", "/scaleout/")
 
