@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.cluster.node_link import OFFSET, Awaited, NodeLink, Piecewise, SharedFile
+from scaleout._runtime.cluster.node_link import NodeLink
+from scaleout._runtime.cluster.outbox import OFFSET, Awaited, Piecewise, SharedFile
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
 
@@ -60,7 +61,7 @@ def cut(data: bytes) -> list[tuple[int, int, bytes]]:
 
 
 def send_all(link: NodeLink, sock: Socket) -> None:
-    while not link.flush() or link._queue or link._backlogs or link._sending:
+    while not link.flush() or link._outbox or link._sending:
         link.confirmed(len(sock.taken))
 
 
@@ -126,7 +127,7 @@ def test_order(operations: list[tuple[str, int, int]]) -> None:
             assert [s for w, s in seen if w == worker] == [s for w, s in queued if w == worker]
         for number, (_, size) in enumerate(brought):
             assert number in dropped or arrived.get(number) == size
-        assert not link._waiting and not link._backlogs and not link._queue
+        assert not link._outbox and not link._outbox._waiting
     finally:
         link.close()
 
@@ -173,5 +174,19 @@ def test_memory_is_given_back_before_it_is_used_again() -> None:
         given_back = kinds.index((frames.DISCARD, 0))
         assert given_back < kinds.index((frames.PIECE, 2)) and given_back < kinds.index((frames.PIECE, 3))
         assert kinds.count((frames.PIECE, 1)) == 2 and kinds.index((frames.PIECE, 1)) < given_back
+    finally:
+        link.close()
+
+
+def test_a_segment_that_cannot_be_read() -> None:
+    """What should have been sent is lost: the link says so, and does not go on over another connection."""
+    sock = Socket()
+    link = NodeLink(sock)  # type: ignore[arg-type]
+    file = SharedFile(os.open(os.curdir, os.O_RDONLY))
+    try:
+        link.queue(Piecewise((1, 0, 1000), file), worker_id=1)
+        sock.room = 1 << 20
+        assert link.flush() and link.is_spoilt and not link.may_resume(0)
+        assert not sock.taken
     finally:
         link.close()

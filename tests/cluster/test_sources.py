@@ -83,7 +83,9 @@ def test_packages_and_what_they_import(cluster: Cluster, shop: Path) -> None:
         with Pool(4) as pool:
             assert pool.map(shop.price, ["a", "bc"] * 50, chunksize=1) == [101, 102] * 50
             assert pool.map(later, range(20), chunksize=1) == [n + 42 for n in range(20)]
-            assert len(set(pool.map(single.pid, range(1000), chunksize=1))) == 4
+            pids = set()
+            while len(pids) < 4:  # who has the module first could do them all
+                pids.update(pool.map(single.pid, range(100), chunksize=1))
             try:
                 pool.apply(shop.prices.fail, ("pear",))
             except ValueError as error:
@@ -228,7 +230,8 @@ def test_a_working_directory(cluster: Cluster, tmp_path: Path) -> None:
             return os.getppid(), os.getcwd(), size, subprocess.check_output("./run.sh"), beside.VALUE, os.listdir()
 
         seen = scaleout.get([look.remote() for _ in range(40)])
-        assert len({{zygote for zygote, *_ in seen}}) == 2
+        while len({{zygote for zygote, *_ in seen}}) < 2:  # one node may be up before the other
+            seen += scaleout.get([look.remote() for _ in range(40)])
         assert len({{folder for _, folder, *_ in seen}}) == 2
         assert {str(folder)!r} not in {{folder for _, folder, *_ in seen}}
         ((size, said, value, names),) = {{(size, said, value, tuple(sorted(n))) for _, _, size, said, value, n in seen}}

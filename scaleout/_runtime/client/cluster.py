@@ -10,7 +10,8 @@ import secrets
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.embedded import EmbeddedSession, InitializerFrames
 from scaleout._runtime.cluster import dial, places, tls
-from scaleout._runtime.cluster.fleet import Fleet, RemoteNode
+from scaleout._runtime.cluster.fleet import Fleet
+from scaleout._runtime.cluster.relayed import RemoteNode
 from scaleout._runtime.cluster.sources import Archive
 from scaleout._runtime.core.roster import wanted_of
 from scaleout._runtime.process.initargs import PassedFds

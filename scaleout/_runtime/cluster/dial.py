@@ -15,8 +15,8 @@ import time
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster import places, tls
 from scaleout._runtime.cluster.admission import receive_frame
-from scaleout._runtime.cluster.fleet import NodeRefusal, RemoteNode
 from scaleout._runtime.cluster.node_link import NodeLink
+from scaleout._runtime.cluster.relayed import RemoteNode
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
 from scaleout.errors import ClusterError
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 WELCOME_BYTES = 64 * 1024
+
+
+class NodeRefusal(ClusterError):
+    """It is there, and does not want to."""
 
 
 def parse(address: str) -> tuple[str, int]:

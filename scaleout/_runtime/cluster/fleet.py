@@ -1,13 +1,7 @@
 """The nodes that lend this driver workers, in the place that `node.keeper` has where the only node is this process.
 
-To the owner a worker of another machine is one like any other: its seat has a link and a control page. Here the link is
-*relayed*: what is queued goes, as it is, through the one link to the worker's node, and what the worker says comes from
-there. The control page is a copy: what the owner stores is sent on, what the worker stores arrives a moment later, or
-when it is asked for.
-
-Segments are *mirrored*: a node that needs a range of one which lies elsewhere has a segment of the same id and size,
-and gets that range, at the same place, before the frame that names it. So frames need no translation, in either
-direction.
+What the owner shares with each of their workers is in `relayed`. Here: which nodes there are, where workers go, what
+nodes say, what becomes of memory that is mirrored, and links and nodes that are lost.
 
 Everything here runs on the reactor thread, except `forget` and what says so.
 """
@@ -22,17 +16,18 @@ import time
 from functools import partial
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.cluster.node_link import OFFSET, Awaited, NodeLink, Piecewise, SharedFile
+from scaleout._runtime.cluster.dial import NodeRefusal
+from scaleout._runtime.cluster.outbox import OFFSET, SharedFile
+from scaleout._runtime.cluster.relayed import RelayedSeat, RemoteNode, pages_of
 from scaleout._runtime.cluster.sources import OwnSources
-from scaleout._runtime.core.placement import Room, choose
+from scaleout._runtime.core.placement import choose
 from scaleout._runtime.core.roster import Roster
 from scaleout._runtime.core.warm import WarmRanges, gaps_between
 from scaleout._runtime.node.host import present_state
 from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.store import segment
-from scaleout._runtime.wire import control_page, frames
+from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
-from scaleout.errors import ClusterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,185 +39,6 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
     from scaleout._runtime.store.segment import Extent
-
-
-class NodeRefusal(ClusterError):
-    """It is there, and does not want to."""
-
-
-class RemoteNode:
-    """A node, and what it has of ours. `resources` are in thousandths; `session` is what it knows us by."""
-
-    def __init__(self, link: NodeLink, node_id: str, resources: dict[str, int], address: str, session: str) -> None:
-        self.link = link
-        self.node_id = node_id
-        self.address = address
-        self.session = session
-        self.attempts = 0  # at another connection
-        self.room = Room(resources)
-        self.state = b""  # how its workers are to look, as it was told
-        self.peers: dict[int, Peer] = {}
-        self.mirrored: dict[Extent, Piecewise] = {}
-        self.warm = WarmRanges()  # was mirrored, and may be overwritten
-        self.home: set[int] = set()  # segments of its own workers
-
-
-class RelayedLink:
-    """Frames to and from a worker, by its node. As `wire.link.Link`, as far as owners use that."""
-
-    __slots__ = ("_node", "_parts", "_reactor", "_tail", "_worker_id", "fds", "is_lent", "is_open")
-
-    def __init__(self, reactor: Reactor, node: RemoteNode, worker_id: int) -> None:
-        self._reactor = reactor
-        self._node = node
-        self._worker_id = worker_id
-        self._parts: list[bytes] = []
-        self._tail = b""
-        self.fds: list[int] = []
-        self.is_open = True
-        self.is_lent = False
-
-    def fileno(self) -> int:
-        """No descriptor; but no other link's number."""
-        return -1 - self._worker_id
-
-    def queue(self, data: bytes, fd: int = -1) -> None:
-        assert fd < 0
-        if self.is_open:
-            self._parts.append(data)
-
-    def flush(self) -> bool:
-        if self._parts:
-            data = b"".join(self._parts)
-            self._parts.clear()
-            for start in range(0, len(data), limits.PIECE_BYTES):
-                body = data[start : start + limits.PIECE_BYTES]
-                relay = frame(frames.RELAY, body, number=self._worker_id)
-                self._node.link.queue(relay, worker_id=self._worker_id)
-            self._reactor.flush_soon(self._node.link)
-        return True
-
-    def take(self, body: bytes) -> bytes:
-        """What the worker has said, from a frame's start on."""
-        data, self._tail = self._tail + body, b""
-        return data
-
-    def receive(self) -> bytes:
-        """Nothing: all that it said has been handed on."""
-        return b""
-
-    def leftover(self, data: bytes, position: int) -> None:
-        self._tail = data[position:]
-
-    def close(self) -> None:
-        self.is_open = False
-        self._parts.clear()
-
-
-class RelayedWords:
-    """A copy of a control page: what is stored here is sent to the node, but for what the node itself decides."""
-
-    def __init__(self, seat: RelayedSeat) -> None:
-        self._seat = seat
-        self._values = [0] * control_page.WORDS
-        self._values[control_page.REVOKED_FROM] = control_page.NOTHING_REVOKED
-        self._values[control_page.ITEM_INDEX] = control_page.NO_ITEM
-
-    def __getitem__(self, index: int) -> int:
-        return self._values[index]
-
-    def __setitem__(self, index: int, value: int) -> None:
-        self._values[index] = value
-        if index in (control_page.REVOKED_FROM, control_page.INTERRUPTED):
-            self._seat.tell(frame(frames.WORD, OFFSET.pack(value), aux=index, number=self._seat.worker_id))
-
-    def assume_all_claimed(self) -> None:
-        self._values[control_page.CLAIMED] = control_page.NOTHING_REVOKED
-
-    def update(self, data: bytes) -> None:
-        """What the node has read."""
-        values = memoryview(data).cast("Q").tolist()
-        age_ns = values[control_page.SINCE_NS]
-        for index in (control_page.REVOKED_FROM, control_page.INTERRUPTED, control_page.ALLOWANCE_BYTES):
-            values[index] = self._values[index]
-        values[control_page.SINCE_NS] = max(0, time.monotonic_ns() - age_ns)
-        self._values = values
-
-
-class RelayedSeat:
-    """The place of a worker of another machine: see `node.seat`."""
-
-    is_relayed = True
-
-    def __init__(self, fleet: Fleet, node: RemoteNode, worker_id: int, shape: Shape) -> None:
-        self._fleet = fleet
-        self._gpus = dict(shape).get("GPU", 0)
-        self.node = node
-        self.worker_id = worker_id
-        self._questions: dict[int, Callable[[], object]] = {}  # LOOKs that are not answered yet
-        self.link = RelayedLink(fleet.reactor, node, worker_id)
-        self.words = RelayedWords(self)
-
-    def tell(self, data: Any) -> None:
-        """The node itself, after what is queued for the worker."""
-        self.link.flush()
-        self.node.link.queue(data, worker_id=self.worker_id)
-        self._fleet.reactor.flush_soon(self.node.link)
-
-    def greet(self, info: dict[str, Any]) -> None:
-        archive = self._fleet.sources.archive
-        if archive is not None and info.get("working_dir") is not None:
-            info["working_dir"] = archive.digest  # of a copy that the node gets
-        self.tell(frame(frames.GREET, marshal.dumps((info, self._gpus)), number=self.worker_id))
-
-    def introduce(self, segment_id: int, fd: int, size_bytes: int, is_on_disk: bool) -> None:
-        body = marshal.dumps((segment_id, size_bytes, is_on_disk))
-        self.tell(frame(frames.INTRODUCE, body, number=self.worker_id))
-
-    def bring(self, extent: Extent, fd: int) -> None:
-        node = self.node
-        if extent[0] in node.home:
-            return
-        pieces = node.mirrored.get(extent)
-        if pieces is None:
-            pieces = node.mirrored[extent] = Piecewise(extent, self._fleet.file_of(extent[0], fd))
-            node.warm.reused(_pages_of(extent))
-            self.tell(pieces)
-        elif not pieces.is_done:
-            self.tell(Awaited(pieces))
-
-    def take_segment(self, segment_id: int, size_bytes: int) -> int:
-        self.node.home.add(segment_id)
-        return self._fleet.mirror(segment_id, size_bytes)
-
-    def when_settled(self, then: Callable[[], object]) -> None:
-        number = self._fleet.next_question()
-        self._questions[number] = then
-        self.tell(frame(frames.LOOK, aux=number, number=self.worker_id))
-
-    def answered(self, number: int) -> None:
-        """The control page is what it was when the node was asked."""
-        then = self._questions.pop(number, None)
-        if then is not None:
-            then()
-
-    def answer_all(self) -> None:
-        """It will not change any more."""
-        for number in list(self._questions):
-            self.answered(number)
-
-    def discard(self) -> None:
-        self.tell(frame(frames.UNSEAT, number=self.worker_id))
-        self.link.close()
-
-    def release(self) -> None:
-        self.link.close()
-
-
-def _pages_of(extent: Extent) -> Extent:
-    """The whole pages, which are its own."""
-    segment_id, offset, size_bytes = extent
-    return segment_id, offset, segment.round_to_pages(size_bytes)
 
 
 class Fleet:
@@ -255,7 +71,7 @@ class Fleet:
         self._is_trim_armed = False
         self._used_at = 0.0
         self._mirrors: dict[int, SharedFile] = {}  # of what workers have written, by segment
-        self._sources: dict[int, SharedFile] = {}  # of what we have sent
+        self._files: dict[int, SharedFile] = {}  # of what we have sent
         self.peers: dict[int, Peer] = {}
         self.on_exit: Callable[[Peer], None] = lambda peer: None
         self.on_refused: Callable[[Peer, str], None] = lambda peer, reason: None
@@ -353,14 +169,14 @@ class Fleet:
         """The fd of a segment for what lies elsewhere under this id; the caller's to close."""
         file = SharedFile(segment.create_memory_segment(size_bytes).fd)
         fd = os.dup(file.fd)
-        self._mirrors[segment_id] = self._sources[segment_id] = file
+        self._mirrors[segment_id] = self._files[segment_id] = file
         return fd
 
     def file_of(self, segment_id: int, fd: int) -> SharedFile:
         """To read a segment by while its ranges are being sent."""
-        file = self._sources.get(segment_id)
+        file = self._files.get(segment_id)
         if file is None:
-            file = self._sources[segment_id] = SharedFile(os.dup(fd))
+            file = self._files[segment_id] = SharedFile(os.dup(fd))
         return file
 
     def writer_died(self, segment_id: int, size_bytes: int, keep: list[Extent]) -> None:
@@ -368,7 +184,7 @@ class Fleet:
         rest of the memory back; with the last range all forget the segment."""
         if not keep:
             self._mirrors.pop(segment_id, None)
-            self._sources.pop(segment_id, None)
+            self._files.pop(segment_id, None)
         for node in self.nodes:
             if not keep:
                 node.home.discard(segment_id)
@@ -377,7 +193,7 @@ class Fleet:
                 node.warm.forget(segment_id)
                 self._tell(node, frame(frames.FORGET_SEGMENT, number=segment_id))
             elif segment_id in node.home:
-                gaps = gaps_between([_pages_of(extent) for extent in keep], segment_id, size_bytes)
+                gaps = gaps_between([pages_of(extent) for extent in keep], segment_id, size_bytes)
                 self._tell(node, frame(frames.DISCARD, marshal.dumps(gaps)))
         if not keep:
             self._warm.forget(segment_id)
@@ -389,10 +205,10 @@ class Fleet:
                 pieces = node.mirrored.pop(extent, None)
                 if pieces is not None:
                     pieces.drop()
-                    node.warm.add(_pages_of(extent))
+                    node.warm.add(pages_of(extent))
         for extent in extents:
             if extent[0] in self._mirrors:
-                self._warm.add(_pages_of(extent))
+                self._warm.add(pages_of(extent))
         if max(warm.size_bytes for warm in self._all_warm) > limits.WARM_BYTES:
             self._trim()
         elif not self._is_trim_armed:
@@ -483,7 +299,7 @@ class Fleet:
 
     def _connection_lost(self, node: RemoteNode) -> None:
         """Node and workers may be well: the link goes on over another connection, if there is one soon."""
-        if node.link.was_silent:  # for as long as makes a node dead
+        if node.link.was_silent or node.link.is_spoilt:  # for as long as makes a node dead; or it cannot go on
             self._node_died(node)
             return
         self.reactor.forget_link(node.link)
@@ -570,7 +386,7 @@ class Fleet:
         file = self._mirrors.get(segment_id)
         if file is not None:
             offset = OFFSET.unpack_from(body)[0]
-            self._warm.reused(_pages_of((segment_id, offset, len(body) - OFFSET.size)))
+            self._warm.reused(pages_of((segment_id, offset, len(body) - OFFSET.size)))
             segment.write_all(file.fd, memoryview(body)[OFFSET.size :], offset)
 
     def _node_died(self, node: RemoteNode) -> None:
@@ -622,4 +438,4 @@ class Fleet:
 
     def _close_mirrors(self) -> None:
         self._mirrors.clear()
-        self._sources.clear()
+        self._files.clear()

@@ -12,6 +12,7 @@ import os
 import site
 import sys
 import tarfile
+from hashlib import sha256
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from types import ModuleType
 
@@ -35,8 +36,6 @@ class Archive:
     """A directory, packed: `init(runtime_env={"working_dir": ...})`. ValueError if it is too large."""
 
     def __init__(self, folder: str) -> None:
-        from hashlib import sha256
-
         sizes = dict(_files_in(folder))
         if sum(sizes.values()) > limits.SOURCES_BYTES:
             largest = max(sizes, key=lambda name: sizes[name])
@@ -95,8 +94,6 @@ class OwnSources:
         path = _absolute(found[0])
         if not self._is_own(path) or not self._is_sendable(name.partition(".")[0]):
             return None
-        from hashlib import sha256
-
         try:
             with open(path, "rb") as file:
                 digest = sha256(file.read()).digest()
@@ -150,10 +147,9 @@ class OwnSources:
 def _imported(name: str) -> ModuleSpec | None:
     """The spec of a module that is imported. No code of the user's runs: what is in `sys.modules` may be anything."""
     module = sys.modules.get(name)
-    own = (
-        ModuleType.__getattribute__(module, "__dict__") if issubclass(type(module), ModuleType) else {}
-    )  # none of a subclass
-    spec = own.get("__spec__")
+    if not issubclass(type(module), ModuleType):
+        return None
+    spec = ModuleType.__getattribute__(module, "__dict__").get("__spec__")  # a subclass may load itself here
     return spec if type(spec) is ModuleSpec else None
 
 

@@ -20,7 +20,8 @@ from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster import places
-from scaleout._runtime.cluster.node_link import OFFSET, NodeLink, Piecewise, SharedFile
+from scaleout._runtime.cluster.node_link import NodeLink
+from scaleout._runtime.cluster.outbox import OFFSET, Piecewise, SharedFile
 from scaleout._runtime.core.resources import Devices
 from scaleout._runtime.node.host import Host, present_state
 from scaleout._runtime.node.reactor import READABLE
