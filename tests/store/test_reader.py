@@ -258,7 +258,9 @@ def test_an_open_while_its_range_is_given_back_gets_a_mapping_of_its_own(any_sto
     assert any_store.reader.drain_released() == [extent]
 
 
-def test_many_threads_open_write_and_release_one_extent(store):
+@pytest.mark.parametrize("switch_interval_s", [None, 1e-6])
+def test_many_threads_open_write_and_release_one_extent(store, switch_interval_s):
+    """Also with a change of threads after nearly every opcode, which finds in one run what else takes hundreds."""
     extent = store.put(b"x" * 200 * KB)
     reported = []
 
@@ -271,8 +273,13 @@ def test_many_threads_open_write_and_release_one_extent(store):
             del view
             reported.extend(store.reader.drain_released())
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(use, range(4)))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(switch_interval_s or before)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(use, range(4)))
+    finally:
+        sys.setswitchinterval(before)
     reported.extend(store.reader.drain_released())
     assert reported == [extent] * 400
 

@@ -188,7 +188,13 @@ class SegmentReader:
         """The extents whose last view died since the last call, once per opening; their private pages are given
         back, so they may be freed at the writer."""
         self._settle()
-        return [self._settled.popleft() for _ in range(len(self._settled))]
+        released: list[Extent] = []
+        while self._settled:
+            try:
+                released.append(self._settled.popleft())
+            except IndexError:  # another thread was faster
+                break
+        return released
 
     def retain_pinned(self) -> None:
         """Never report what is open now. For `register_at_fork(before=...)`: a child's views are not counted here, and
