@@ -79,13 +79,14 @@ class Cluster:
 
     # -- programs --------------------------------------------------------------------------------
 
-    def start(self, script: str, **environ: str) -> subprocess.Popen[str]:
+    def start(self, script: str, stdin: bool = False, **environ: str) -> subprocess.Popen[str]:
         path = self.directory / f"program{time.monotonic_ns()}.py"
         path.write_text(textwrap.dedent(script))
         program = subprocess.Popen(
             [sys.executable, str(path)],
             env={**self.environ, "SCALEOUT_ADDRESS": self.address, **environ},
             cwd=self.directory,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

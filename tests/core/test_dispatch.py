@@ -683,7 +683,7 @@ class Dispatching(RuleBasedStateMachine):
         cpus=st.sampled_from([1, 4]),
     )
     def start(self, size: int, tasks_per_worker: int | None, max_retries: int, cpus: int) -> None:
-        self.group = Group(size, tasks_per_worker=tasks_per_worker, max_retries=max_retries, cpus=cpus)
+        self.group = self.new_group(size, tasks_per_worker=tasks_per_worker, max_retries=max_retries, cpus=cpus)
         self.max_retries = max_retries
         self.workers: list[SimulatedWorker] = []
         self.tasks: list[Task] = []
@@ -694,6 +694,13 @@ class Dispatching(RuleBasedStateMachine):
         self.profiles = [Profile(), short_profile()]
         self.group.refill()
         self.carry_out()
+
+    def new_group(self, size: int, **arguments: Any) -> Group:
+        return Group(size, **arguments)
+
+    def new_place(self) -> Any:
+        """Of a worker."""
+        return None
 
     # -- the owner's side
 
@@ -710,7 +717,7 @@ class Dispatching(RuleBasedStateMachine):
 
     def do_start(self, count: int) -> None:
         for _ in range(count):
-            lane = self.group.worker_started(f"w{len(self.ended)}-{id(self) % 97}")
+            lane = self.group.worker_started(f"w{len(self.ended)}-{id(self) % 97}", self.new_place())
             self.workers.append(self.new_worker(lane))
 
     def new_worker(self, lane: Lane) -> SimulatedWorker:
@@ -765,8 +772,12 @@ class Dispatching(RuleBasedStateMachine):
         for _ in range(count):
             task = make_task(len(self.tasks), self.profiles[kind], size, sink)
             self.tasks.append(task)
+            self.place(task)
             self.group.submitted(task)
         self.settle()
+
+    def place(self, task: Task) -> None:
+        """Where it is to run, if there is a choice."""
 
     def settle(self) -> None:
         self.group.pump()

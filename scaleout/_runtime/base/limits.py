@@ -103,6 +103,9 @@ CONFIRM_BYTES = 256 * 1024
 UNCONFIRMED_BYTES = 16 << 20
 """With so much sent and not confirmed a link sends no more: what 1 Gbit/s has under way in 0.1 s."""
 
+LINEAGE_BYTES = 256 << 20
+"""Of recipes for values that stay on other machines; with more, results are sent to their owner as they are made."""
+
 REDIAL_SECONDS = 2.0
 """Until a driver tries again to reach a node that the head has and that it has lost, or could not reach."""
 

@@ -52,6 +52,7 @@ class OwnerClient:
         self.namespace = namespace
         self._post = owner.reactor.post
         self._post_task = owner.reactor.post_task
+        self._lineage = owner.lineage
         self._encode = session.encode
         self._new_id = owner.clerk.new_id  # one row of numbers for all objects of this owner
         self._has_made = owner.clerk.has_made
@@ -115,6 +116,8 @@ class OwnerClient:
         task.name = options.name
         for result in results or (sink,):
             result.source = task
+        if self._lineage.is_used and options.timeout_s is None and not options.retry_exceptions:
+            self._lineage.let_stay(task)
         if options.retry_exceptions:
             task.sink = Retrying(self._owner, task, options.retry_exceptions, options.timeout_s)
         if dependencies or contained or returns != 1:
@@ -268,6 +271,8 @@ class OwnerClient:
     def get(self, refs: Sequence[ObjectRef], deadline: float | None) -> list[Any] | None:
         """The values, in order; raises the first failure. None: the deadline came first."""
         values = []
+        if self._lineage.is_used:
+            self._post(partial(self._lineage.want, [ref._hold for ref in refs if type(ref._hold) is Entry]))
         for ref in refs:
             entry = ref._hold
             if type(entry) is not Entry:
@@ -281,14 +286,28 @@ class OwnerClient:
                     call.hand_over()
                 if not entry.wait(deadline, self.check):
                     return None
+            if entry.place is not None and not self._bring(entry, deadline):
+                return None
             values.append(self.value_of(entry))
         return values
 
+    def _bring(self, entry: Entry, deadline: float | None) -> bool:
+        """Have the bytes of a value sent here; False if the deadline comes first."""
+        gate = Entry(0)
+        self._post(partial(self._lineage.when_here, entry, lambda entry: gate.deliver(0, frames.OK, None)))
+        return gate.wait(deadline, self.check)
+
     def value_of(self, entry: Entry) -> Any:
         """The value of an entry that is there; its failure is raised."""
-        status, payload = entry.status, entry.payload
-        if status == frames.OK and entry.contained:
-            return load_referring(payload, entry.contained)
+        while True:
+            # In this order: see `Entry.lose`.
+            payload, contained, status = entry.payload, entry.contained, entry.status
+            if status == PENDING or (status == frames.OK and (payload is None or entry.place is not None)):
+                self._bring(entry, None)  # it was lost in the meantime
+            else:
+                break
+        if status == frames.OK and contained:
+            return load_referring(payload, contained)
         success, value = outcome(status, payload)
         if success:
             return value
@@ -331,7 +350,7 @@ class OwnerClient:
         self.check()
         entry = self._entry_of(ref)
         put = self._callbacks.put
-        self._post(partial(entry.when_there, lambda entry: put(partial(function, entry))))
+        self._post(partial(self._lineage.when_here, entry, lambda entry: put(partial(function, entry))))
 
     def next_of_stream(self, stream: Stream, position: int, deadline: float | None) -> ObjectRef | None:
         """The reference to a stream's item, as soon as it can be had: pending. None beyond the end."""
@@ -457,7 +476,8 @@ class OwnerClient:
         places = [list(owner.clerk.waiting)]
         for group in list(owner.groups):
             core = group.core
-            places.append([*core.ready, *core.away, *(task for lane in core.lanes for task in lane.inflight)])
+            queues = [core.ready, core.away, *core.placed.values(), *(lane.inflight for lane in core.lanes)]
+            places.append([task for queue in queues for task in queue])
         for tasks in places:
             for task in tasks:
                 if not task.submitted_ns or task.state == FINISHED:

@@ -78,10 +78,15 @@ class Fleet:
         self.on_data: Callable[[Peer, bytes], None] = lambda peer, data: None
         self.on_nodes: Callable[[list[dict[str, int]]], None] = lambda nodes: None
         self.on_output: Callable[[int, str], None] = lambda number, text: None
+        self.on_place_lost: Callable[[RemoteNode], None] = lambda node: None
+        self.on_leaving: Callable[[RemoteNode], None] = lambda node: None
+        self._fetches: dict[int, tuple[RemoteNode, Callable[[bool], object]]] = {}  # by their questions
         self._teller: RemoteNode | None = None  # by whom we hear of nodes: of a thousand, one is enough
         self._roster = Roster(*listed)
         for node in nodes:
             self._roster.linked(node.node_id)
+
+    has_places = True
 
     # -- to the nodes ----------------------------------------------------------------------------
 
@@ -179,6 +184,19 @@ class Fleet:
             file = self._files[segment_id] = SharedFile(os.dup(fd))
         return file
 
+    def fetch(self, place: RemoteNode, extents: list[Extent], then: Callable[[bool], object]) -> None:
+        """Have the bytes of these sent here; `then(True)` when they are, `then(False)` if they are not to be had."""
+        number = self.next_question()
+        self._fetches[number] = place, then
+        if place in self.nodes:
+            self._tell(place, frame(frames.FETCH, marshal.dumps(extents), number=number))
+        else:
+            self._fetched(number, False)
+
+    def _fetched(self, number: int, is_here: bool) -> None:
+        _, then = self._fetches.pop(number)
+        then(is_here)
+
     def writer_died(self, segment_id: int, size_bytes: int, keep: list[Extent]) -> None:
         """Nobody will write this segment any more, and nobody needs more of it than these ranges. Its node gives the
         rest of the memory back; with the last range all forget the segment."""
@@ -260,6 +278,9 @@ class Fleet:
                 continue
             if kind == frames.CONFIRM:
                 node.link.confirmed(number)
+                continue
+            if kind == frames.FETCHED:
+                self._fetched(number, not flag)
                 continue
             if kind == frames.BYE:
                 self._node_died(node)
@@ -346,6 +367,7 @@ class Fleet:
                 self._node_died(node)
                 continue
             if news.resting.get(node.node_id) and node.room.is_wanted:
+                self.on_leaving(node)
                 for peer in list(node.peers.values()):
                     if not peer.group.keeps_order:  # an actor stays where it is
                         peer.group.core.lane_unwanted(peer.lane)
@@ -405,6 +427,9 @@ class Fleet:
             self._left(node, peer)
             peer.exit_status = -1
             self.on_exit(peer)
+        self.on_place_lost(node)
+        for number in [number for number, (place, _) in self._fetches.items() if place is node]:
+            self._fetched(number, False)
         self.on_nodes(self._resources)
         self.reactor.call_later(limits.REDIAL_SECONDS, self._reach_all)  # it may only have lost the connection
 

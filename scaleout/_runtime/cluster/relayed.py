@@ -141,6 +141,11 @@ class RelayedSeat:
 
     is_relayed = True
 
+    @property
+    def place(self) -> RemoteNode:
+        """The machine that the worker is on, as `core.places` names it."""
+        return self.node
+
     def __init__(self, fleet: Fleet, node: RemoteNode, worker_id: int, shape: Shape) -> None:
         self._fleet = fleet
         self._gpus = dict(shape).get("GPU", 0)

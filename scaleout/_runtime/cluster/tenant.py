@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 STORED_AT = {frames.SUBMIT: 3, frames.CREATE_ACTOR: 2, frames.FUNCTION: 0, frames.INITIALIZER_FAILED: 0}
 """Where in the bodies of these the stored value is; in others it is the body, or the first part of it."""
 
+FETCHES = 1 << 63
+"""With the number of a FETCH, the place in the outbox of what is sent for it, which nothing else waits for."""
+
 
 class Resident:
     """A worker."""
@@ -153,6 +156,7 @@ class Tenant:
             frames.INTRODUCE: self._introduce,
             frames.PIECE: self._write_piece,
             frames.DISCARD: self._discard,
+            frames.FETCH: self._fetch,
             frames.FORGET_SEGMENT: self._forget_segment,
             frames.UNSEAT: self._unseat,
             frames.WATCH: self._watch_nodes,
@@ -376,6 +380,16 @@ class Tenant:
         if file is not None:
             segment.write_all(file.fd, memoryview(body)[OFFSET.size :], OFFSET.unpack_from(body)[0])
 
+    def _fetch(self, flag: int, aux: int, number: int, body: bytes) -> None:
+        """What stayed here is wanted at the driver."""
+        extents = marshal.loads(body)
+        if not all(extent[0] in self._segments for extent in extents):
+            self._say(frame(frames.FETCHED, flag=1, number=number))
+            return
+        for extent in extents:
+            self._say(Piecewise(extent, self._segments[extent[0]]), FETCHES | number)
+        self._say(frame(frames.FETCHED, number=number), FETCHES | number)
+
     def _discard(self, flag: int, aux: int, number: int, body: bytes) -> None:
         for segment_id, offset, size_bytes in marshal.loads(body):
             file = self._segments.get(segment_id)
@@ -425,7 +439,9 @@ class Tenant:
                 self._say_bytes(resident, data[said:position])
                 said = position
                 self._tell_words(resident)
-            if flag & frames.STORED:
+            if kind == frames.RESULT and flag & frames.STAYS:
+                self._share_budget()
+            elif flag & frames.STORED:
                 self._say_bytes(resident, data[said:position])
                 said = position
                 self._send_ranges(resident, kind, flag, data[body_at:following])

@@ -75,6 +75,7 @@ class Lane:
         "is_wanted",
         "left",
         "next_sequence",
+        "place",
         "revoked_from",
         "state",
         "talks",
@@ -83,8 +84,9 @@ class Lane:
         "worker",
     )
 
-    def __init__(self, worker: Any, left: int | None) -> None:
+    def __init__(self, worker: Any, left: int | None, place: Any = None) -> None:
         self.worker = worker
+        self.place = place  # the machine that it is on; None: this one
         self.state = STARTING
         self.inflight: deque[Task] = deque()
         self.bytes_inflight = 0
@@ -130,6 +132,7 @@ class Group:
         self.prefetch_tasks = prefetch_tasks
         self.initializer_failures = initializer_failures
         self.ready: deque[Task] = deque()
+        self.placed: dict[Any, deque[Task]] = {}  # what is ready, and goes only to lanes of one place: see core.places
         self.suspects = 0  # how many of `ready` are suspects: each stands behind what was ready when it was charged
         self.away: list[Task] = []  # undecodable so far: the caller sees to it and resubmits or gives up
         self.lanes: list[Lane] = []
@@ -350,11 +353,16 @@ class Group:
     @property
     def demand(self) -> tuple[int, int]:
         """(how many slots it holds, how many more it could use)"""
-        return self.busy, len(self.ready)
+        return self.busy, self._queued
 
     @property
     def has_work(self) -> bool:
-        return bool(self.ready or self.away or self.busy or self.blocked)
+        return bool(self._queued or self.away or self.busy or self.blocked)
+
+    @property
+    def _queued(self) -> int:
+        """How many tasks no worker has yet."""
+        return len(self.ready)
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -362,12 +370,12 @@ class Group:
         """Ask for as many workers as are missing; while closing, for as many as the rest of the work can use."""
         if self.is_broken:
             return
-        wanted = min(self.size, len(self.ready)) if self.is_closing else self.size
+        wanted = min(self.size, self._queued) if self.is_closing else self.size
         missing = wanted - self.asked - self._usable()
         if self.holds_devices:  # an idle one would keep others from its devices
             missing -= sum(1 for lane in self.lanes if lane.state == RETIRING)
             idle = sum(1 for lane in self.lanes if lane.state in SERVING and not lane.inflight)
-            missing = min(missing, len(self.ready) - self.asked - idle)
+            missing = min(missing, self._queued - self.asked - idle)
         else:  # who runs its last task has a successor already; who has done it must be gone before there is one more
             missing -= sum(1 for lane in self.lanes if lane.state == RETIRING and not lane.inflight)
         if self.most is not None:
@@ -383,9 +391,9 @@ class Group:
         """A lane that is blocked has another in its place until it goes on."""
         return sum(1 for lane in self.lanes if lane.state in SERVING and not lane.is_blocked)
 
-    def worker_started(self, worker: Any) -> Lane:
+    def worker_started(self, worker: Any, place: Any = None) -> Lane:
         self.asked = max(0, self.asked - 1)
-        lane = Lane(worker, self.tasks_per_worker)
+        lane = Lane(worker, self.tasks_per_worker, place)
         self.lanes.append(lane)
         return lane
 
@@ -588,10 +596,10 @@ class Group:
 
     def _look_if_stuck(self) -> None:
         """Whether all workers wait, no further one is to be had, and there is more to do: for ever."""
-        if self.most is None or not self.is_elastic or self.asked or len(self.ready) == self._stuck_with:
+        if self.most is None or not self.is_elastic or self.asked or self._queued == self._stuck_with:
             return
         if all(lane.is_blocked for lane in self.lanes):
-            self._stuck_with = len(self.ready)  # once; who waits for what only changes with that
+            self._stuck_with = self._queued  # once; who waits for what only changes with that
             self.effects.append(("stuck",))
 
     def _block(self, lane: Lane) -> None:
@@ -750,7 +758,7 @@ class Group:
                 continue
             # An idle lane gets its share among the idle: those before it have theirs, and stand behind it again.
             sharing = len(self.open_lanes) if held else min(len(self.open_lanes), self.size - self.busy)
-            self._assign(lane, min(room, len(ready) // sharing or 1))
+            self._assign(lane, min(room, len(ready) // sharing or 1), ready)
         if ready and (self.blocked or self.holds_devices):
             self.refill()
             self._look_if_stuck()
@@ -769,15 +777,14 @@ class Group:
         depth = int(PREFETCH_US / profile.slow_us) if profile.slow_us > 1.0 else self.prefetch_tasks
         return max(1, min(depth, self.prefetch_tasks))
 
-    def _assign(self, lane: Lane, count: int) -> None:
-        ready = self.ready
+    def _assign(self, lane: Lane, count: int, ready: deque[Task]) -> None:
         batch: list[Task] = []
         if not lane.is_busy:
             lane.is_busy = True
             self.busy += 1
         if lane.left is not None:
             count = min(count, lane.left)
-        if self.suspects and not lane.is_isolated:
+        if self.suspects and not lane.is_isolated and ready is self.ready:
             count = self._unsuspected(count)
         sequence = lane.next_sequence
         size = lane.bytes_inflight
@@ -820,7 +827,7 @@ class Group:
             if not lane.inflight:
                 lane.is_isolated = True
                 self.suspects -= 1
-                self._assign(lane, 1)
+                self._assign(lane, 1, self.ready)
                 return True
         return False
 
@@ -881,7 +888,7 @@ class Group:
         self.effects.append(("retire", lane))
 
     def _retire_idle(self) -> None:
-        if self.ready or self.away:
+        if self._queued or self.away:
             return
         for lane in self.lanes:
             if lane.state in (OPEN, STARTING) and not lane.inflight:
@@ -898,7 +905,8 @@ class Group:
     def validate(self) -> None:
         """Raise if an invariant of this module does not hold. For tests: it walks everything."""
         seen: set[int] = set()
-        places: list[Iterable[Task]] = [self.ready, self.away, *(lane.inflight for lane in self.lanes)]
+        places: list[Iterable[Task]] = [self.ready, self.away, *self.placed.values()]
+        places += [lane.inflight for lane in self.lanes]
         for place in places:
             for task in place:
                 if id(task) in seen:

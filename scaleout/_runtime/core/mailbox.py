@@ -93,6 +93,7 @@ class Mailbox:
         self.is_closing = False
         self.is_elastic = False
         self.has_priorities = False  # its calls have an order already
+        self.placed: dict[Any, deque[Task]] = {}  # nor does any wait for a place
         self.effects: list[tuple[Any, ...]] = []
         self.story: deque[tuple[object, ...]] = deque(maxlen=64)
         self._has_begun = False  # the constructor was sent to the present worker
@@ -293,9 +294,9 @@ class Mailbox:
     def _serving(self) -> bool:
         return any(lane.state in (STARTING, OPEN, LENT, RETIRING) for lane in self.lanes)
 
-    def worker_started(self, worker: Any) -> Lane:
+    def worker_started(self, worker: Any, place: Any = None) -> Lane:
         self.asked = 0
-        lane = Lane(worker, None)
+        lane = Lane(worker, None, place)
         self.lanes.append(lane)
         self._has_begun = False
         return lane

@@ -63,7 +63,8 @@ class Task:
     """One call on its way. `payload`, `stored`, `callable`, `needs`, `envelope` and `sink` are opaque here.
 
     `sequence` is the task's number on the worker it is assigned to, valid while ASSIGNED. `attempts` counts the
-    workers that died running it. `runner` is the lane it is on, while ASSIGNED.
+    workers that died running it. `runner` is the lane it is on, while ASSIGNED. `place` is the only machine that has
+    what it needs; None: it can run anywhere.
     """
 
     __slots__ = (
@@ -79,6 +80,7 @@ class Task:
         "order",
         "parent",
         "payload",
+        "place",
         "priority",
         "profile",
         "runner",
@@ -121,6 +123,7 @@ class Task:
         self.envelope: Any = None
         self.order = 0  # among the calls that its actor was sent; 0: it was not
         self.parent: Any = None  # a weak reference to the task that submitted it
+        self.place: Any = None
         self.priority = 0
         self.name = ""  # the callable's, if it has none
         self.submitted_ns = 0

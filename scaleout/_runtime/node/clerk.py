@@ -36,7 +36,7 @@ from scaleout.errors import InfeasibleError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from scaleout._runtime.node.callables import CallableRecord, CallableTable
@@ -78,6 +78,9 @@ class PeerWant:
         self.may_help = may_help
 
     def arrived(self, entry: Entry) -> None:
+        if self._has_values and entry.place not in (None, self.peer.seat.place):
+            self._clerk.lineage.when_here(entry, self._brought)
+            return
         self.missing -= 1
         if self._has_values:
             self._clerk.send_object(self.peer, entry, self.number)
@@ -86,6 +89,10 @@ class PeerWant:
             self._clerk.satisfied(self)
         elif has_helped and self.missing > 0:
             self._clerk.help_or_block(self)
+
+    def _brought(self, entry: Entry) -> None:
+        if self.peer.wants.get(self.number) is self:  # else it is over
+            self.arrived(entry)
 
 
 class Clerk:
@@ -107,6 +114,7 @@ class Clerk:
         self._objects = objects
         self._callables = callables
         self._errands = errands
+        self.lineage = owner.lineage
         self.new_id: Callable[[], int] = references.object_ids.__next__
         self._first_id = self.new_id()
         self._first_worker_id = next(references.worker_ids)
@@ -146,29 +154,27 @@ class Clerk:
 
     def submit(self, task: Task) -> None:
         """Queue it, or have it wait for what it depends on. Actors keep their calls in order themselves."""
-        envelope: Envelope = task.envelope
-        self._await_dependencies(task)
         group = task.group
         if group.is_terminating or group.core.is_broken:
             group.refuse(task)
         elif group.keeps_order:
+            self._await_here(task, task.envelope.dependencies)
             group.core.submitted(task)
             self._fail_with_dependency(task)
-        elif not envelope.waiting:
-            self._enqueue(task)
         else:
-            self.waiting.add(task)
+            self._enqueue(task)
 
     def await_constructor(self, creation: Task) -> None:
         """The first call of an actor that is about to be opened: it is not made before what it depends on is there."""
-        self._await_dependencies(creation)
+        self._await_here(creation, creation.envelope.dependencies)
         self._fail_with_dependency(creation)
 
-    def _await_dependencies(self, task: Task) -> None:
-        for entry in task.envelope.dependencies:
-            if entry.status == ledger.PENDING:
+    def _await_here(self, task: Task, entries: Iterable[Entry]) -> None:
+        """Until all are there, and their bytes in this process, from where they can go to any machine."""
+        for entry in entries:
+            if entry.status == ledger.PENDING or entry.place is not None:
                 task.envelope.waiting += 1
-                entry.when_there(partial(self._dependency_there, task))
+                self.lineage.when_here(entry, partial(self._dependency_there, task))
 
     def _dependency_there(self, task: Task, entry: Entry) -> None:
         task.envelope.waiting -= 1
@@ -186,8 +192,44 @@ class Clerk:
         group = task.group
         if group.is_terminating or group.core.is_broken:
             group.refuse(task)
-        elif not self._fail_with_dependency(task):
+            return
+        pending = [entry for entry in task.envelope.dependencies if entry.status == ledger.PENDING]
+        task.envelope.waiting = len(pending)
+        for entry in pending:
+            entry.when_there(partial(self._dependency_there, task))
+        if not pending and not self._fail_with_dependency(task):
+            self._place(task)
+        if task.envelope.waiting:
+            self.waiting.add(task)
+        elif task.state == PENDING:
             group.core.submitted(task)
+
+    def _place(self, task: Task) -> None:
+        """All that it depends on is there: it goes to the machine that has most of that, after the rest has come here.
+        One that a worker died of runs alone, wherever that can be."""
+        away: dict[Any, int] = {}
+        for entry in task.envelope.dependencies:
+            if entry.place is not None:
+                away[entry.place] = away.get(entry.place, 0) + entry.size_bytes
+        task.place = max(away, key=away.__getitem__, default=None) if not task.attempts else None
+        self._await_here(task, [entry for entry in task.envelope.dependencies if entry.place not in (None, task.place)])
+
+    def gather(self, group: Any, task: Task) -> None:
+        """What it depends on is to come here: it is to run on another machine."""
+        missing = list(task.envelope.dependencies)
+
+        def came(entry: Entry) -> None:
+            missing.pop()
+            if missing:
+                return
+            failed = task.envelope.failed_dependency()
+            if failed is None:
+                group.core.resubmitted(task)
+            elif group.core.gave_up(task):
+                group.finish(task, failed.status, failed.payload)
+
+        for entry in task.envelope.dependencies:
+            self.lineage.when_here(entry, came)
 
     def _fail_with_dependency(self, task: Task) -> bool:
         if task.envelope.waiting:
@@ -322,6 +364,8 @@ class Clerk:
             sink.source = task
             sink.on_taken = partial(self.tell_taken, weakref.ref(sink))
             hold.on_dropped = self._stream_dropped
+        if self.lineage.is_used and options["timeout_s"] is None and not options["retry_exceptions"]:
+            self.lineage.let_stay(task)
         if options["retry_exceptions"]:
             task.sink = Retrying(self._owner, task, options["retry_exceptions"], options["timeout_s"])
         if dependencies or references or returns != 1 or group.keeps_order:
@@ -426,7 +470,7 @@ class Clerk:
         found = []
         for group in self._owner.groups:
             core = group.core
-            for place in (core.ready, core.away, *(lane.inflight for lane in core.lanes)):
+            for place in (core.ready, core.away, *core.placed.values(), *(lane.inflight for lane in core.lanes)):
                 for child in place:
                     if child.parent is not None and child.parent() is task and child.state != FINISHED:
                         found.append(child)

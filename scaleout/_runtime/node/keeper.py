@@ -21,6 +21,7 @@ from scaleout._runtime.wire import frames
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.core.resources import Shape
@@ -103,6 +104,13 @@ class ZygoteKeeper:
 
         total, gpu_names = resources_here(settings, amounts)
         return [total], gpu_names
+
+    has_places = False
+    """All workers are on this machine."""
+
+    def fetch(self, place: Any, extents: list[Extent], then: Callable[[bool], object]) -> None:
+        """There is nothing that is elsewhere."""
+        then(True)
 
     def over(self, extents: list[Extent]) -> None:
         """Nobody reads these any more; there are no copies of them."""

@@ -7,6 +7,7 @@ counts of the owner are Python's own; only what other processes hold is counted,
 `base.references`).
 
     PENDING --deliver--> a status of wire.frames, for good
+       ^------lose------ OK, of a value that was on another machine alone: it is made again
 
 Everything here runs on the reactor thread unless it says "any thread".
 """
@@ -40,6 +41,7 @@ class Entry:
         "id",
         "locks",
         "payload",
+        "recipe",
         "source",
         "status",
     )
@@ -54,6 +56,7 @@ class Entry:
         self.locks: Any = ()  # of threads that wait
         self.dependents: Any = ()  # called when it is there
         self.source: Any = None  # the task that makes it, until it has ended
+        self.recipe: Any = None  # how its value is made again, if that may be lost: see node.lineage
         self.call: Any = None  # a direct call (see node.direct) whose answer nobody has read yet
 
     def deliver(self, index: int, status: int, payload: Any) -> None:
@@ -73,6 +76,17 @@ class Entry:
         locks = self.locks
         while locks:
             locks.pop().release()
+
+    def lose(self) -> None:
+        """Its value is gone, and will be made again. Any thread that reads `payload` and then `status` sees that."""
+        self.status = PENDING
+        self.payload = None
+        self.contained = ()
+
+    @property
+    def place(self) -> Any:
+        """The only machine that has its value, if that is another one; None otherwise."""
+        return getattr(self.payload, "place", None)
 
     def tell(self) -> None:
         dependents, self.dependents = self.dependents, ()

@@ -30,6 +30,7 @@ from scaleout._runtime.node.callbacks import CallbackThread
 from scaleout._runtime.node.canceller import Canceller
 from scaleout._runtime.node.clerk import Clerk
 from scaleout._runtime.node.lender import Lender
+from scaleout._runtime.node.lineage import Lineage
 from scaleout._runtime.node.memory_watch import MemoryWatch
 from scaleout._runtime.node.objects import ObjectTable
 from scaleout._runtime.node.reactor import Reactor
@@ -74,12 +75,15 @@ class Owner:
         self.keeper = keeper_of(self.reactor)
         self.objects = ObjectTable(settings, self.reactor, self.keeper.peers)
         self.callables = CallableTable(encoder, book, self.objects.pack)
+        self.lineage = Lineage(self)
         self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.errands, self)
         self.actors = Actors(self)
         self.clerk.answers = Answers(self)
         self.clerk.group_of = lambda options: self.need_slots().group_of(options["shape"])
         self.slots: Slots | None = None  # once there are tasks
-        receiver = Receiver(self.reactor, self.keeper, self.objects, self.callables, self.errands, self.clerk)
+        receiver = Receiver(
+            self.reactor, self.keeper, self.objects, self.callables, self.errands, self.clerk, self.lineage
+        )
         self._supervisor = Supervisor(
             self.reactor,
             self.keeper,
@@ -100,6 +104,8 @@ class Owner:
         self.keeper.on_data = receiver.on_data
         self.keeper.on_nodes = self._nodes_changed
         self.keeper.on_output = self._print
+        self.keeper.on_place_lost = self.lineage.place_lost
+        self.keeper.on_leaving = self.lineage.leaves
         self.objects.on_over = self.keeper.over
         self.objects.on_writer_died = self.keeper.writer_died
         self.objects.send_soon = self.lender.send_soon
@@ -117,6 +123,7 @@ class Owner:
             "forget": self._forget,
             "kill_worker": lambda group, lane: self.keeper.kill(lane.worker, signal.SIGKILL),
             "reclaim": self.lender.reclaim,
+            "gather": self.clerk.gather,
             "stuck": self.clerk.stuck,
             "broken": self._broken,
         }
@@ -163,7 +170,7 @@ class Owner:
             self.slots.settle()
         for group in self.groups:
             core = group.core
-            if core.ready or core.suspects or core.is_closing:
+            if core.ready or core.suspects or core.placed or core.is_closing:
                 core.pump()
             if core.effects:
                 self._carry_out(group)
@@ -196,7 +203,7 @@ class Owner:
                 else:
                     self._effects[name](group, *effect[1:])
             group.carrying = []
-            if core.ready or core.suspects:
+            if core.ready or core.suspects or core.placed:
                 core.pump()
 
     def _forget_callables(self) -> None:

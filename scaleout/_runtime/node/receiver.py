@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.callbacks import CallbackThread
     from scaleout._runtime.node.clerk import Clerk
     from scaleout._runtime.node.keeper import ZygoteKeeper
+    from scaleout._runtime.node.lineage import Lineage
     from scaleout._runtime.node.objects import ObjectTable
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 unpack_header = HEADER.unpack_from
 RESULT = frames.RESULT
 STATUS_MASK = frames.STATUS_MASK
+STAYS = frames.STAYS
 
 
 class Receiver:
@@ -44,6 +46,7 @@ class Receiver:
         callables: CallableTable,
         errands: CallbackThread,
         clerk: Clerk,
+        lineage: Lineage,
     ) -> None:
         self._reactor = reactor
         self._keeper = keeper
@@ -51,6 +54,7 @@ class Receiver:
         self._callables = callables
         self._errands = errands
         self._clerk = clerk
+        self._lineage = lineage
 
     def on_data(self, peer: Peer, data: bytes) -> None:
         """`data` was read from the worker's link, and begins at a frame's start."""
@@ -77,6 +81,8 @@ class Receiver:
                     payload: Any = data[start:following]
                     if flag:
                         payload = self._unusual(peer, flag, payload, task.sink)
+                        if flag & STAYS:
+                            self._lineage.stays(task, payload, peer.seat.place)
                     if task.stored is not None and not core.may_repeat(task):
                         self._objects.drop(task.stored)
                     task.sink.deliver(task.index, flag & STATUS_MASK, payload)

@@ -27,6 +27,7 @@ class Seat:
     """
 
     is_relayed = False
+    place = None
 
     def __init__(
         self, supply: SeatSupply, link: Link, theirs: socket.socket, page: tuple[int, int, memoryview]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 
 from scaleout._runtime.core.dispatch import RETIRING, Group
+from scaleout._runtime.core.places import PlacedGroup
 from scaleout._runtime.core.resources import MILLI, Devices, Resources
 from scaleout._runtime.node.capacity import GPU
 from scaleout._runtime.node.group import WorkerGroup
@@ -84,7 +85,8 @@ class Slots:
     def _new_group(self, shape: Shape) -> WorkerGroup:
         settings = self._settings
         is_first = not self._groups
-        core = Group(
+        kind = PlacedGroup if self._owner.keeper.has_places else Group
+        core = kind(
             self._all_of(shape) if is_first else 0,
             tasks_per_worker=1 if _has_gpus(shape) else None,  # CUDA keeps the devices that a process has begun with
             max_retries=settings.max_retries,

@@ -86,7 +86,7 @@ class Supervisor:
             seat.discard()
             self._objects.reader_died(peer)
             raise
-        peer.lane = group.core.worker_started(peer)
+        peer.lane = group.core.worker_started(peer, seat.place)
         peer.lane.talks = seat.is_relayed  # so it is never lent
         group.peers.append(peer)
         self._keeper.fork(peer)

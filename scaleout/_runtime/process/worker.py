@@ -309,6 +309,8 @@ class Worker:
             self.forget_dependencies()
         if status < 0:
             return
+        if how & frames.MAY_STAY and status & frames.STORED and not status & frames.STATUS_MASK:
+            status |= frames.STAYS
         self.answer(sequence, status, answer, (monotonic_ns() - started) // 1000)
         if self.checkpoints is not None and how & frames.HOW_MASK == frames.METHOD:
             self.checkpoints.called(self)

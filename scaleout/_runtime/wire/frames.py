@@ -96,6 +96,8 @@ INTRODUCE = 85  # the worker is to know a segment before what is relayed next; b
 PIECE = 86  # both ways; number: segment id; body: offset in 8 bytes, and what is there
 CONFIRM = 93  # both ways; number: how many bytes of the stream have arrived
 BYE = 94  # both ways: no connection follows this one
+FETCH = 95  # number: of this question; body: extents of segments there, whose bytes are wanted
+FETCHED = 96  # number: the question; what was asked for has been sent; flag 1: it is not there
 DISCARD = 87  # body: extents of mirrored segments that nobody reads any more
 
 FD_KINDS = frozenset({HELLO, LOOSE_FD, TRACKER, LINE, CHANNEL, SEGMENT, OUTPUT, FORK, ADOPT})
@@ -114,6 +116,7 @@ CREATE = 5  # payload is (args, kwargs) of the actor's constructor
 METHOD = 6  # the callable is a method's name, payload is (args, kwargs)
 RESTORE = 7  # payload is what the actor saved
 ENVELOPE = 0x08  # payload is marshal of (payload, dependencies, handed-over references, number of results)
+MAY_STAY = 0x20  # a large result is not needed at the owner: see STAYS
 HELP = 0x10  # for the task that runs there and waits for it
 TRACE_ITEMS = 0x40  # a repeated attempt: note each item's index in the control page
 STORED = 0x80
@@ -121,7 +124,8 @@ HOW_MASK = 0x07
 
 # RESULT flags: what came out. The shims map these to the exceptions of the module they stand for.
 HAS_REFERENCES = 0x40  # body is marshal of (body, references in the value)
-STATUS_MASK = 0x3F
+STAYS = 0x20  # what is stored stays on the machine where it was made, until somebody fetches it
+STATUS_MASK = 0x1F
 OK = 0
 TASK_RAISED = 1
 ARGUMENT_NOT_UNPICKLED = 2
