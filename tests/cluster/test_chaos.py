@@ -35,6 +35,10 @@ MIXED = """
         return numpy.ones(n)
 
     @scaleout.remote(max_retries=-1)
+    def twice(array):
+        return array * 2
+
+    @scaleout.remote(max_retries=-1)
     def total(*arrays):
         return float(sum(array.sum() for array in arrays))
 
@@ -67,8 +71,13 @@ MIXED = """
 
     def tasks(until):
         while time.monotonic() < until:
-            parts = [ones.remote(20_000) for _ in range(10)]
-            assert scaleout.get(total.remote(*parts)) == 200_000
+            parts = [ones.remote(200_000) for _ in range(10)]
+            twofold = [twice.remote(part) for part in parts]  # large values, which stay at the nodes
+            assert scaleout.get(total.remote(*twofold)) == 4_000_000
+            assert scaleout.get(total.remote(*parts)) == 2_000_000
+            del parts
+            assert scaleout.get(twofold[3]).sum() == 400_000
+            assert scaleout.get(total.remote(*twofold, *twofold)) == 8_000_000
             rounds["tasks"] = rounds.get("tasks", 0) + 1
 
     def actors(until):

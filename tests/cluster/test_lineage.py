@@ -33,7 +33,8 @@ TASKS = """
         return float(sum(array.sum() for array in arrays))
 
     def places(refs):
-        return [ref._hold.place and ref._hold.place.address for ref in refs]
+        # of each, the node that has it; None if it is here
+        return [ref._hold.places[0].address if ref._hold.places else None for ref in refs]
 
     def lineage():
         (found,) = [each for each in gc.get_objects() if type(each) is Lineage]
@@ -58,7 +59,7 @@ TASKS = """
         while lineage().freed:
             lineage().size_bytes -= lineage().freed.popleft()
         assert lineage().size_bytes == 0
-        assert not lineage()._fetching and not owner.keeper._fetches
+        assert not lineage()._moving and owner.keeper._transfers.is_idle
         assert not any(node.mirrored for node in owner.keeper.nodes)
 """
 

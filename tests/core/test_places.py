@@ -84,9 +84,10 @@ def test_who_stands_while_another_place_idles_is_gathered_after_a_whole_tick() -
     tasks = [placed(index, "a") for index in range(3)]
     assert story.submit(*tasks) == [("send", "a", [0])]
     assert story.tick() == []
-    assert story.tick() == [("gather", 1)]
+    assert story.tick() == [("gather", 1, "b")]
     assert story.tick() == story.tick() == []  # one for each lane that idles
     assert tasks[1].place is None
+    tasks[1].place = "b"
     story.group.resubmitted(tasks[1])
     assert story.pump() == [("send", "b", [1])]
     story.group.finished(story.lanes[0], 1, 1)
@@ -97,7 +98,7 @@ def test_nobody_is_gathered_where_nobody_idles_unless_the_place_has_no_lane() ->
     story = Story("a", "b")
     story.submit(placed(0, "a"), placed(1, None), placed(2, "a"), placed(3, "c"))
     assert story.tick() == []
-    assert story.tick() == [("gather", 3)]
+    assert story.tick() == [("gather", 3, "a")]
 
 
 def test_a_lost_place() -> None:
@@ -115,7 +116,7 @@ def test_who_is_charged_runs_alone_anywhere() -> None:
     task = placed(0, "a")
     story.submit(task)
     story.group.worker_died(story.lanes[0], 1)
-    assert story.effects() == [("gather", 0), ("start", 1)]
+    assert story.effects() == [("gather", 0, None), ("start", 1)]
     assert task.place is None
     story.group.resubmitted(task)
     assert story.pump() == [("send", "b", [0])]
@@ -171,7 +172,7 @@ class Placed(Waiting):
     group: PlacedGroup
 
     def new_group(self, size: int, **arguments: Any) -> Group:
-        self.gathering: list[Task] = []
+        self.gathering: list[tuple[Task, Any]] = []
         self.turn = 0
         return PlacedGroup(size, **arguments)
 
@@ -182,8 +183,8 @@ class Placed(Waiting):
     def place(self, task: Task) -> None:
         task.place = (None, "a", "b", "a")[task.index % 4]
 
-    def do_gather(self, task: Task) -> None:
-        self.gathering.append(task)
+    def do_gather(self, task: Task, place: Any) -> None:
+        self.gathering.append((task, place))
 
     def do_send(self, lane: Lane, tasks: list[Task]) -> None:
         assert all(task.place in (None, lane.place) for task in tasks)
@@ -196,9 +197,10 @@ class Placed(Waiting):
     @precondition(lambda self: self.gathering)
     @rule(data=st.data(), is_there=st.booleans())
     def it_is_gathered(self, data: st.DataObject, is_there: bool) -> None:
-        task = data.draw(st.sampled_from(self.gathering))
-        self.gathering.remove(task)
+        task, place = data.draw(st.sampled_from(self.gathering))
+        self.gathering.remove((task, place))
         if is_there:
+            task.place = place
             self.group.resubmitted(task)
         elif self.group.gave_up(task):
             self.end(task)
@@ -217,7 +219,8 @@ class Placed(Waiting):
 
     def heal(self) -> None:
         super().heal()
-        for task in self.gathering:
+        for task, place in self.gathering:
+            task.place = place
             self.group.resubmitted(task)
         self.gathering.clear()
 

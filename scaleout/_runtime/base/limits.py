@@ -103,6 +103,18 @@ CONFIRM_BYTES = 256 * 1024
 UNCONFIRMED_BYTES = 16 << 20
 """With so much sent and not confirmed a link sends no more: what 1 Gbit/s has under way in 0.1 s."""
 
+SPREAD_BYTES = 1 << 20
+"""A value of so many bytes that several nodes need goes from node to node, and not from the driver to each."""
+
+BULK_BYTES = 1 << 20
+"""Read and sent at once, from node to node."""
+
+BULK_IDLE_SECONDS = 10.0
+"""A connection from node to node that is not used is closed after so long."""
+
+PULLS = 4
+"""Values that a node receives from other nodes at once: what more is wanted waits, rather than that all are slow."""
+
 LINEAGE_BYTES = 256 << 20
 """Of recipes for values that stay on other machines; with more, results are sent to their owner as they are made."""
 

@@ -21,7 +21,7 @@ from scaleout._runtime.node.callbacks import CallbackThread
 from scaleout._runtime.node.canceller import is_running
 from scaleout._runtime.node.direct import DirectCall
 from scaleout._runtime.node.history import now_ns, state_of, write_trace
-from scaleout._runtime.node.ledger import PENDING, Entry, Envelope, SeveralResults, Stream
+from scaleout._runtime.node.ledger import PENDING, Entry, Envelope, SeveralResults, Stream, places_of
 from scaleout._runtime.node.objects import inline_payload
 from scaleout._runtime.node.retrying import Retrying
 from scaleout._runtime.node.stored import StoredObject, load_referring
@@ -286,7 +286,7 @@ class OwnerClient:
                     call.hand_over()
                 if not entry.wait(deadline, self.check):
                     return None
-            if entry.place is not None and not self._bring(entry, deadline):
+            if entry.places and not self._bring(entry, deadline):
                 return None
             values.append(self.value_of(entry))
         return values
@@ -300,9 +300,9 @@ class OwnerClient:
     def value_of(self, entry: Entry) -> Any:
         """The value of an entry that is there; its failure is raised."""
         while True:
-            # In this order: see `Entry.lose`.
+            # In this order, and no attribute twice: see `Entry.lose`.
             payload, contained, status = entry.payload, entry.contained, entry.status
-            if status == PENDING or (status == frames.OK and (payload is None or entry.place is not None)):
+            if status == PENDING or (status == frames.OK and (payload is None or places_of(payload))):
                 self._bring(entry, None)  # it was lost in the meantime
             else:
                 break

@@ -4,6 +4,7 @@
     node -> newcomer    WELCOME {"role": what the certificate says, or "", "authority": PEM, "head": "HOST:PORT" or ""}
     no certificate:     JOIN {"token", "role", "id", "request": PEM}; back: JOIN {"certificate": PEM} or {"error"}
     a driver's:         ATTACH, see `cluster.dial`
+    a node's:           PULL, see `cluster.bulk`
 
 Before a certificate is verified nothing is read but one small JSON object.
 """
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 
 class Admission:
-    """Accepts connections of a listening socket, and hands on those of drivers: `attach(sock, frame's body)`, in the
-    thread of the handshake.
+    """Accepts connections of a listening socket, and hands on those of drivers, and of other nodes that want bulk data:
+    `attach(sock, frame's body)` and `serve(sock, frame's body)`, in the thread of the handshake.
 
     `authority` is the head's, which alone can sign. `report(line)` writes to the log.
     """
@@ -45,6 +46,7 @@ class Admission:
         authority: Authority | None,
         head_address: str,
         attach: Callable[[ssl.SSLSocket, bytes], None],
+        serve: Callable[[ssl.SSLSocket, bytes], None],
         report: Callable[[str], None],
     ) -> None:
         self._listener = listener
@@ -53,6 +55,7 @@ class Admission:
         self._authority = authority
         self._head_address = head_address
         self._attach = attach
+        self._serve_bulk = serve
         self._report = report
         self._places = threading.BoundedSemaphore(limits.ADMISSIONS)
         self._reported_at = 0.0
@@ -108,6 +111,8 @@ class Admission:
                 raise
             if kind == frames.ATTACH and role == tls.DRIVER:
                 self._attach(secure, body)
+            elif kind == frames.PULL and role == tls.NODE:
+                self._serve_bulk(secure, body)
             elif kind == frames.JOIN:
                 secure.sendall(frame(frames.JOIN, json.dumps(self._answer_to(body)).encode()))
                 secure.close()

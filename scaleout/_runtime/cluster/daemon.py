@@ -20,7 +20,7 @@ import time
 from functools import partial
 
 from scaleout._runtime.base.settings import Settings
-from scaleout._runtime.cluster import dial, keys, places, tls
+from scaleout._runtime.cluster import bulk, dial, keys, places, tls
 from scaleout._runtime.cluster.admission import Admission
 from scaleout._runtime.cluster.agent import Agent
 from scaleout._runtime.cluster.head import Head, HeadState
@@ -103,7 +103,8 @@ class Daemon:
         address = f"{host}:{listener.getsockname()[1]}"
         authority, identity = joined or self._identity()
         head_address = self._start_head(host, address, identity) if options.is_head else self._find_head(identity)
-        admission = Admission(listener, identity, authority, head_address, self._attach, report)
+        admission = Admission(listener, identity, authority, head_address, self._attach, self._serve_bulk, report)
+        self._puller = bulk.Puller(identity)
         self._node = Node(
             node_id=self.node_id,
             boot_id=self._boot_id,
@@ -262,12 +263,18 @@ class Daemon:
             self._gpus,
             self._settings,
             self._sources_dir,
+            self._puller,
             self._tenants.remove,
             lambda tenant: tenant.tell_nodes(self._nodes),
             report,
         )
         self._tenants.append(tenant)
         tenant.open()
+
+    def _serve_bulk(self, sock: ssl.SSLSocket, body: bytes) -> None:
+        """In the thread of the handshake, which is not to wait for the end of it."""
+        find = partial(bulk.find_in, self._tenants, self._reactor.post)
+        threading.Thread(target=bulk.serve, args=(sock, body, find), name="scaleout-bulk", daemon=True).start()
 
     def _wants_nodes(self) -> bool:
         """On the agent's thread."""
@@ -295,6 +302,7 @@ class Daemon:
         listener.close()
         self._reactor.post(self._close_tenants)
         self._reactor.post(self._reactor.stop)
+        self._puller.close()
         if self._agent is not None:
             self._agent.close()
         if self._head is not None:

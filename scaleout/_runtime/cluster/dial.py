@@ -42,9 +42,11 @@ def parse(address: str) -> tuple[str, int]:
 
 
 def own_address_towards(address: str) -> str:
-    """The address of this machine that the network there knows it by."""
+    """The address of this machine that the network there knows it by. Nothing is sent for it."""
     try:
-        with socket.create_connection(parse(address), limits.DIAL_SECONDS) as sock:
+        family, kind, _, _, target = socket.getaddrinfo(*parse(address), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as sock:
+            sock.connect(target)
             return str(sock.getsockname()[0])
     except OSError as error:
         raise ClusterError(f"no node answers at {address}: {error.strerror or error}") from error
@@ -61,7 +63,7 @@ def connect(
         raise ClusterError(f"no node answers at {address}: {error.strerror or error}") from error
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        secure = context.wrap_socket(sock)
+        sock = secure = context.wrap_socket(sock)
         kind, body = receive_frame(secure, WELCOME_BYTES, deadline)
         if kind != frames.WELCOME:
             raise ClusterError("it is not a node of this version of scaleout")

@@ -17,9 +17,10 @@ from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.dial import NodeRefusal
-from scaleout._runtime.cluster.outbox import OFFSET, SharedFile
+from scaleout._runtime.cluster.outbox import OFFSET, Arrival, Piecewise, SharedFile
 from scaleout._runtime.cluster.relayed import RelayedSeat, RemoteNode, pages_of
 from scaleout._runtime.cluster.sources import OwnSources
+from scaleout._runtime.cluster.transfers import Transfers
 from scaleout._runtime.core.placement import choose
 from scaleout._runtime.core.roster import Roster
 from scaleout._runtime.core.warm import WarmRanges, gaps_between
@@ -31,11 +32,12 @@ from scaleout._runtime.wire.frames import frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.core.resources import Shape
+    from scaleout._runtime.node.objects import ObjectTable
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
     from scaleout._runtime.store.segment import Extent
@@ -80,7 +82,7 @@ class Fleet:
         self.on_output: Callable[[int, str], None] = lambda number, text: None
         self.on_place_lost: Callable[[RemoteNode], None] = lambda node: None
         self.on_leaving: Callable[[RemoteNode], None] = lambda node: None
-        self._fetches: dict[int, tuple[RemoteNode, Callable[[bool], object]]] = {}  # by their questions
+        self._transfers = Transfers(self._tell_at, self.next_question)
         self._teller: RemoteNode | None = None  # by whom we hear of nodes: of a thousand, one is enough
         self._roster = Roster(*listed)
         for node in nodes:
@@ -184,18 +186,68 @@ class Fleet:
             file = self._files[segment_id] = SharedFile(os.dup(fd))
         return file
 
-    def fetch(self, place: RemoteNode, extents: list[Extent], then: Callable[[bool], object]) -> None:
-        """Have the bytes of these sent here; `then(True)` when they are, `then(False)` if they are not to be had."""
-        number = self.next_question()
-        self._fetches[number] = place, then
-        if place in self.nodes:
-            self._tell(place, frame(frames.FETCH, marshal.dumps(extents), number=number))
-        else:
-            self._fetched(number, False)
+    def know(self, objects: ObjectTable) -> None:
+        """What is transferred is kept there."""
+        transfers = self._transfers
+        transfers.hold = objects.hold_now
+        transfers.drop = objects.drop
 
-    def _fetched(self, number: int, is_here: bool) -> None:
-        _, then = self._fetches.pop(number)
-        then(is_here)
+        def file_of(segment_id: int) -> tuple[SharedFile, int]:
+            fd, size_bytes, _ = objects.segment_of(segment_id)
+            return self.file_of(segment_id, fd), size_bytes
+
+        transfers.file_of = file_of
+
+    def transfer(
+        self,
+        place: RemoteNode | None,
+        extents: list[Extent],
+        holders: Iterable[RemoteNode],
+        then: Callable[[bool], object],
+    ) -> None:
+        """Have the bytes of these sent to a node, or here (None), from those that have them; `then(True)` when they are
+        there, `then(False)` if they are not to be had or the node is gone."""
+        outcomes: list[bool] = []
+
+        def ended(is_there: bool) -> None:
+            outcomes.append(is_there)
+            if len(outcomes) == len(extents):
+                then(all(outcomes))
+
+        for extent in list(extents):
+            if place is None:
+                self._transfers.want(extent, None, holders, ended)
+            elif place in self.nodes:
+                arrival = self.arrival(place, extent, holders)
+                if isinstance(arrival, Arrival):
+                    arrival.when_ended(ended)
+                else:
+                    ended(True)  # it was sent before
+            else:
+                ended(False)
+
+    def arrival(self, node: RemoteNode, extent: Extent, holders: Iterable[RemoteNode | None]) -> Piecewise | Arrival:
+        """A range as it comes to a node."""
+        arrival = node.mirrored.get(extent)
+        if arrival is None:
+            arrival = node.mirrored[extent] = Arrival()
+            node.warm.reused(pages_of(extent))
+            self._transfers.want(extent, node, holders, partial(self._arrived, node, extent, arrival))
+        return arrival
+
+    def _arrived(self, node: RemoteNode, extent: Extent, arrival: Arrival, is_there: bool) -> None:
+        if not is_there and node.mirrored.get(extent) is arrival:
+            del node.mirrored[extent]
+        arrival.end(is_there)
+        self.reactor.flush_soon(node.link)  # of what has waited for it
+
+    def holders_of(self, extent: Extent) -> list[RemoteNode]:
+        """The nodes that have a range of which the bytes are here, too."""
+        return [node for node in self.nodes if extent[0] in node.home or _has_arrived(node.mirrored.get(extent))]
+
+    def _tell_at(self, node: RemoteNode, data: Any, place: int) -> None:
+        node.link.queue(data, worker_id=place)
+        self.reactor.flush_soon(node.link)
 
     def writer_died(self, segment_id: int, size_bytes: int, keep: list[Extent]) -> None:
         """Nobody will write this segment any more, and nobody needs more of it than these ranges. Its node gives the
@@ -218,6 +270,7 @@ class Fleet:
 
     def over(self, extents: list[Extent]) -> None:
         """Nobody reads these any more."""
+        self._transfers.over(extents)
         for node in self.nodes:
             for extent in extents:
                 pieces = node.mirrored.pop(extent, None)
@@ -280,7 +333,7 @@ class Fleet:
                 node.link.confirmed(number)
                 continue
             if kind == frames.FETCHED:
-                self._fetched(number, not flag)
+                self._transfers.ended(number, not flag)
                 continue
             if kind == frames.BYE:
                 self._node_died(node)
@@ -428,8 +481,7 @@ class Fleet:
             peer.exit_status = -1
             self.on_exit(peer)
         self.on_place_lost(node)
-        for number in [number for number, (place, _) in self._fetches.items() if place is node]:
-            self._fetched(number, False)
+        self._transfers.place_lost(node)
         self.on_nodes(self._resources)
         self.reactor.call_later(limits.REDIAL_SECONDS, self._reach_all)  # it may only have lost the connection
 
@@ -464,3 +516,8 @@ class Fleet:
     def _close_mirrors(self) -> None:
         self._mirrors.clear()
         self._files.clear()
+
+
+def _has_arrived(arrival: Piecewise | Arrival | None) -> bool:
+    """All of it, and not only sent."""
+    return isinstance(arrival, Arrival) and arrival.is_done

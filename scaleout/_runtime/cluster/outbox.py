@@ -17,6 +17,7 @@ from scaleout._runtime.wire.link import GATHER_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from scaleout._runtime.store.segment import Extent
@@ -75,12 +76,38 @@ class Piecewise:
         return piece
 
 
+class Arrival:
+    """A range that comes to a node from wherever it is. `when_ended(then)`: `then(whether it has come)`."""
+
+    __slots__ = ("_then", "has_ended", "is_done")
+
+    def __init__(self) -> None:
+        self.is_done = self.has_ended = False
+        self._then: list[Callable[[bool], object]] = []
+
+    def when_ended(self, then: Callable[[bool], object]) -> None:
+        if self.has_ended:
+            then(self.is_done)
+        else:
+            self._then.append(then)
+
+    def end(self, is_done: bool) -> None:
+        self.has_ended = True
+        self.is_done = is_done
+        for then in self._then:
+            then(is_done)
+        self._then.clear()
+
+    def drop(self) -> None:
+        """Nobody wants it any more."""
+
+
 class Awaited:
-    """Stands before what may go only after a range that is sent to somebody else."""
+    """Stands before what may go only after a range that is on its way."""
 
     __slots__ = ("pieces",)
 
-    def __init__(self, pieces: Piecewise) -> None:
+    def __init__(self, pieces: Piecewise | Arrival) -> None:
         self.pieces = pieces
 
 

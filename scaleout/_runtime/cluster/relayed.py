@@ -16,7 +16,7 @@ import marshal
 import time
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.cluster.outbox import OFFSET, Awaited, Piecewise
+from scaleout._runtime.cluster.outbox import OFFSET, Arrival, Awaited, Piecewise
 from scaleout._runtime.core.placement import Room
 from scaleout._runtime.core.warm import WarmRanges
 from scaleout._runtime.store import segment
@@ -49,7 +49,7 @@ class RemoteNode:
         self.room = Room(resources)
         self.state = b""  # how its workers are to look, as it was told
         self.peers: dict[int, Peer] = {}
-        self.mirrored: dict[Extent, Piecewise] = {}
+        self.mirrored: dict[Extent, Piecewise | Arrival] = {}
         self.warm = WarmRanges()  # was mirrored, and may be overwritten
         self.home: set[int] = set()  # segments of its own workers
 
@@ -176,6 +176,8 @@ class RelayedSeat:
         if extent[0] in node.home:
             return
         pieces = node.mirrored.get(extent)
+        if pieces is None and extent[2] >= limits.SPREAD_BYTES:
+            pieces = self._fleet.arrival(node, extent, [None, *self._fleet.holders_of(extent)])
         if pieces is None:
             pieces = node.mirrored[extent] = Piecewise(extent, self._fleet.file_of(extent[0], fd))
             node.warm.reused(pages_of(extent))

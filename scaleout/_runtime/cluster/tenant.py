@@ -20,6 +20,7 @@ from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster import places
+from scaleout._runtime.cluster.bulk import Puller
 from scaleout._runtime.cluster.node_link import NodeLink
 from scaleout._runtime.cluster.outbox import OFFSET, Piecewise, SharedFile
 from scaleout._runtime.core.resources import Devices
@@ -117,6 +118,7 @@ class Tenant:
         gpus: Gpus,
         settings: Settings,
         sources_dir: str,
+        puller: Puller,
         on_end: Callable[[Tenant], None],
         on_watch: Callable[[Tenant], None],
         report: Callable[[str], None],
@@ -130,6 +132,7 @@ class Tenant:
         self._gpus = gpus
         self._settings = settings
         self._sources_dir = sources_dir
+        self._puller = puller
         self._work_dir = os.path.join(sources_dir, f"{places.WORK}{os.getpid()}-{secrets.token_hex(6)}")
         self._on_end = on_end
         self._on_watch = on_watch
@@ -157,6 +160,7 @@ class Tenant:
             frames.PIECE: self._write_piece,
             frames.DISCARD: self._discard,
             frames.FETCH: self._fetch,
+            frames.PULL: self._pull,
             frames.FORGET_SEGMENT: self._forget_segment,
             frames.UNSEAT: self._unseat,
             frames.WATCH: self._watch_nodes,
@@ -366,14 +370,23 @@ class Tenant:
 
     def _introduce(self, flag: int, aux: int, number: int, body: bytes) -> None:
         segment_id, size_bytes, is_on_disk = marshal.loads(body)
-        file = self._segments.get(segment_id)
-        if file is None:
-            file = self._segments[segment_id] = SharedFile(segment.create_memory_segment(size_bytes).fd)
+        file = self._mirror(segment_id, size_bytes)
         resident = self._residents.get(number)
         if resident is not None and segment_id not in resident.known_segments:
             resident.known_segments.add(segment_id)
             resident.seat.introduce(segment_id, file.fd, size_bytes, is_on_disk)
             self._reactor.flush_soon(resident.link)
+
+    def _mirror(self, segment_id: int, size_bytes: int) -> SharedFile:
+        """The segment as it is here, or is to be."""
+        file = self._segments.get(segment_id)
+        if file is None:
+            file = self._segments[segment_id] = SharedFile(segment.create_memory_segment(size_bytes).fd)
+        return file
+
+    def segment(self, segment_id: int) -> SharedFile | None:
+        """For another node that pulls a range of it."""
+        return self._segments.get(segment_id)
 
     def _write_piece(self, flag: int, aux: int, number: int, body: bytes) -> None:
         file = self._segments.get(number)
@@ -389,6 +402,20 @@ class Tenant:
         for extent in extents:
             self._say(Piecewise(extent, self._segments[extent[0]]), FETCHES | number)
         self._say(frame(frames.FETCHED, number=number), FETCHES | number)
+
+    def _pull(self, flag: int, aux: int, number: int, body: bytes) -> None:
+        """A range is to be here: (segment's size, extent, address of the node that has it, our driver's session there).
+        Without an address: it has been sent by the driver just before."""
+        size_bytes, extent, address, session = marshal.loads(body)
+        if not address:
+            self._say(frame(frames.FETCHED, number=number))
+            return
+        file = self._mirror(extent[0], size_bytes)
+        done = partial(self._pulled, number)
+        self._puller.pull(address, session, extent, file, lambda is_there: self._reactor.post(partial(done, is_there)))
+
+    def _pulled(self, number: int, is_there: bool) -> None:
+        self._safely(self._say, frame(frames.FETCHED, flag=int(not is_there), number=number))
 
     def _discard(self, flag: int, aux: int, number: int, body: bytes) -> None:
         for segment_id, offset, size_bytes in marshal.loads(body):

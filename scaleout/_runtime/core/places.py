@@ -5,9 +5,10 @@ A task with a `place` goes to lanes of that place only. So that nobody idles for
 place has nothing to do, or the place has no lane at all, and the task at the head of the queue has stood there from one
 tick to the next ("delay scheduling": Zaharia et al., EuroSys 2010), it is given up:
 
-    ("gather", task)    bring here what it needs, then report with resubmitted() or gave_up(); it has no place any more
+    ("gather", task, place)    bring there what it needs, give it that place, and report with resubmitted() or gave_up()
 
-The same for a task whose worker died while it ran: it is to run alone, on whatever lane is free first.
+The same for a task whose worker died while it ran: it is to run alone, on whatever lane is free first, so what it needs
+is to be where it can go anywhere from (`place` None).
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class PlacedGroup(Group):
         if task.state == SUSPECT and task.place is not None:
             self.ready.remove(task)
             self.suspects -= 1
-            self._gather(task)
+            self._gather(task, None)
 
     # -- assignment ------------------------------------------------------------------------------
 
@@ -146,7 +147,6 @@ class PlacedGroup(Group):
                 pass
             if not queue:
                 del self.placed[place]
-                self._stood.pop(place, None)
 
     def _serve_placed(self, place: Any, queue: deque[Task]) -> bool:
         """Whether a lane of the place has taken something."""
@@ -164,27 +164,34 @@ class PlacedGroup(Group):
 
     def tick(self) -> None:
         super().tick()
-        served = {lane.place for lane in self.lanes if lane.state in SERVING}
-        idle = sum(1 for lane in self.lanes if lane.state == OPEN and not lane.inflight and not lane.waits)
-        spare = min(idle, self.size - self.busy) - len(self._gathered)
+        serving = [lane for lane in self.lanes if lane.state in SERVING]
+        idle = [lane for lane in serving if lane.state == OPEN and not lane.inflight and not lane.waits]
+        idle = idle[len(self._gathered) : max(0, self.size - self.busy)]
+        self._stood = {place: head for place, head in self._stood.items() if place in self.placed}
         for place in list(self.placed):
             head = self.placed[place][0]
             if self._stood.get(place) is not head:
                 self._stood[place] = head
-            elif spare > 0 or place not in served:
-                spare -= 1
+                continue
+            others = [lane for lane in idle if lane.place is not place]
+            if others:
+                idle.remove(others[0])
+            elif not any(lane.place is place for lane in serving):
+                others = sorted(serving, key=lambda lane: len(lane.inflight))
+            if others:
+                del self._stood[place]
                 self._remove_from_ready(head)
-                self._gather(head)
+                self._gather(head, others[0].place)
 
     @property
     def needs_tick(self) -> bool:
         return bool(self.placed) or super().needs_tick
 
-    def _gather(self, task: Task) -> None:
+    def _gather(self, task: Task, place: Any) -> None:
         task.place = None
         self.away.append(task)
         self._gathered.add(task)
-        self.effects.append(("gather", task))
+        self.effects.append(("gather", task, place))
 
     def _came_back(self, task: Task) -> bool:
         self._gathered.discard(task)

@@ -78,8 +78,8 @@ class PeerWant:
         self.may_help = may_help
 
     def arrived(self, entry: Entry) -> None:
-        if self._has_values and entry.place not in (None, self.peer.seat.place):
-            self._clerk.lineage.when_here(entry, self._brought)
+        if self._has_values and entry.places and self.peer.seat.place not in entry.places:
+            self._clerk.lineage.when_at(self.peer.seat.place, entry, self._brought)
             return
         self.missing -= 1
         if self._has_values:
@@ -172,7 +172,7 @@ class Clerk:
     def _await_here(self, task: Task, entries: Iterable[Entry]) -> None:
         """Until all are there, and their bytes in this process, from where they can go to any machine."""
         for entry in entries:
-            if entry.status == ledger.PENDING or entry.place is not None:
+            if entry.status == ledger.PENDING or entry.places:
                 task.envelope.waiting += 1
                 self.lineage.when_here(entry, partial(self._dependency_there, task))
 
@@ -207,29 +207,43 @@ class Clerk:
     def _place(self, task: Task) -> None:
         """All that it depends on is there: it goes to the machine that has most of that, after the rest has come here.
         One that a worker died of runs alone, wherever that can be."""
-        away: dict[Any, int] = {}
-        for entry in task.envelope.dependencies:
-            if entry.place is not None:
-                away[entry.place] = away.get(entry.place, 0) + entry.size_bytes
-        task.place = max(away, key=away.__getitem__, default=None) if not task.attempts else None
-        self._await_here(task, [entry for entry in task.envelope.dependencies if entry.place not in (None, task.place)])
+        sizes: dict[Any, int] = {}
+        away = [entry for entry in task.envelope.dependencies if entry.places]
+        for entry in away:
+            for place in entry.places:
+                sizes[place] = sizes.get(place, 0) + entry.size_bytes
+        task.place = max(sizes, key=sizes.__getitem__, default=None) if not task.attempts else None
+        for entry in away:
+            if task.place not in entry.places:
+                task.envelope.waiting += 1
+                self.lineage.when_at(task.place, entry, partial(self._dependency_there, task))
 
-    def gather(self, group: Any, task: Task) -> None:
-        """What it depends on is to come here: it is to run on another machine."""
+    def gather(self, group: Any, task: Task, place: Any) -> None:
+        """It is to run on another machine, or (None) on any: what it depends on is to come there, or here."""
         missing = list(task.envelope.dependencies)
 
         def came(entry: Entry) -> None:
             missing.pop()
-            if missing:
-                return
-            failed = task.envelope.failed_dependency()
-            if failed is None:
-                group.core.resubmitted(task)
-            elif group.core.gave_up(task):
-                group.finish(task, failed.status, failed.payload)
+            if not missing:
+                self._gathered(group, task, place)
 
         for entry in task.envelope.dependencies:
-            self.lineage.when_here(entry, came)
+            self.lineage.when_at(place, entry, came)
+
+    def _gathered(self, group: Any, task: Task, place: Any) -> None:
+        if task.state == FINISHED:
+            return
+        failed = task.envelope.failed_dependency()
+        if failed is not None:
+            if group.core.gave_up(task):
+                group.finish(task, failed.status, failed.payload)
+            return
+        away = [entry for entry in task.envelope.dependencies if entry.status == ledger.PENDING or entry.places]
+        if all(place in entry.places for entry in away):
+            task.place = place if away else None
+            group.core.resubmitted(task)
+        else:  # it was lost again in the meantime
+            self.gather(group, task, None)
 
     def _fail_with_dependency(self, task: Task) -> bool:
         if task.envelope.waiting:

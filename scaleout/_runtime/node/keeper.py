@@ -108,7 +108,10 @@ class ZygoteKeeper:
     has_places = False
     """All workers are on this machine."""
 
-    def fetch(self, place: Any, extents: list[Extent], then: Callable[[bool], object]) -> None:
+    def know(self, objects: Any) -> None:
+        """What is transferred is kept there: nothing is."""
+
+    def transfer(self, place: Any, extents: list[Extent], holders: Any, then: Callable[[bool], object]) -> None:
         """There is nothing that is elsewhere."""
         then(True)
 

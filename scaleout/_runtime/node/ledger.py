@@ -84,9 +84,9 @@ class Entry:
         self.contained = ()
 
     @property
-    def place(self) -> Any:
-        """The only machine that has its value, if that is another one; None otherwise."""
-        return getattr(self.payload, "place", None)
+    def places(self) -> tuple[Any, ...]:
+        """The machines that have its value, if this one has not."""
+        return places_of(self.payload)
 
     def tell(self) -> None:
         dependents, self.dependents = self.dependents, ()
@@ -142,6 +142,12 @@ class Entry:
         if self.status != frames.OK:
             return 0
         return len(payload) if type(payload) is bytes else int(payload.size_bytes)
+
+
+def places_of(payload: Any) -> tuple[Any, ...]:
+    """See `Entry.places`."""
+    places: tuple[Any, ...] = getattr(payload, "places", ())
+    return places
 
 
 class Envelope:

@@ -76,7 +76,7 @@ class Lineage:
         self.size_bytes = 0  # of all recipes, but for those in `freed`
         self.freed: deque[int] = deque()
         self._staying: weakref.WeakSet[Entry] = weakref.WeakSet()
-        self._fetching: dict[StoredObject, list[tuple[Entry, Callable[[Entry], object]]]] = {}
+        self._moving: dict[tuple[StoredObject, Any], list[tuple[Entry, Callable[[Entry], object]]]] = {}
         self._leaving: weakref.WeakSet[Any] = weakref.WeakSet()  # machines
         self.remade = 0  # values, so far
 
@@ -101,51 +101,60 @@ class Lineage:
         while self.freed:
             self.size_bytes -= self.freed.popleft()
         if entry.status == ledger.PENDING:  # else it was cancelled in the meantime
-            stored.place = place
+            stored.places = (place,)
             entry.recipe = Recipe(self, task, entry)
             self._staying.add(entry)
             if place in self._leaving:
                 self.when_here(entry, _nothing)
 
-    # -- bringing values here --------------------------------------------------------------------
+    # -- bringing values here, or from machine to machine ----------------------------------------
 
     def when_here(self, entry: Entry, function: Callable[[Entry], object]) -> None:
         """Call it with the entry when that has a value and the bytes of it are here, or has none for good."""
+        self.when_at(None, entry, function)
+
+    def when_at(self, place: Any, entry: Entry, function: Callable[[Entry], object]) -> None:
+        """The same when they are on another machine; or here, if they cannot come there."""
         if entry.status == ledger.PENDING:
-            entry.when_there(partial(self._look, function))
-        elif entry.place is None:
+            entry.when_there(partial(self._look, place, function))
+        elif not entry.places or place in entry.places:
             function(entry)
         else:
-            self._fetch(entry, entry.payload, function)
+            self._move(entry, entry.payload, place, function)
+
+    def _look(self, place: Any, function: Callable[[Entry], object], entry: Entry) -> None:
+        self.when_at(place, entry, function)
 
     def want(self, entries: list[Entry]) -> None:
         """Somebody is about to wait for these: all are brought here, each as soon as it is there."""
         for entry in entries:
             self.when_here(entry, _nothing)
 
-    def _look(self, function: Callable[[Entry], object], entry: Entry) -> None:
-        self.when_here(entry, function)
-
-    def _fetch(self, entry: Entry, stored: StoredObject, function: Callable[[Entry], object]) -> None:
-        waiting = self._fetching.get(stored)
+    def _move(self, entry: Entry, stored: StoredObject, place: Any, function: Callable[[Entry], object]) -> None:
+        waiting = self._moving.get((stored, place))
         if waiting is not None:
             waiting.append((entry, function))
         else:
-            self._fetching[stored] = [(entry, function)]
-            self._owner.keeper.fetch(stored.place, stored.extents, partial(self._fetched, stored))
+            self._moving[stored, place] = [(entry, function)]
+            moved = partial(self._moved, stored, place)
+            self._owner.keeper.transfer(place, stored.extents, stored.places, moved)
 
-    def _fetched(self, stored: StoredObject, is_here: bool) -> None:
-        waiting = self._fetching.pop(stored)
+    def _moved(self, stored: StoredObject, place: Any, is_there: bool) -> None:
+        waiting = self._moving.pop((stored, place))
         entry = waiting[0][0]
-        if is_here:
-            stored.place = None
+        if not is_there:
+            if place is None and entry.payload is stored:
+                self._lose([entry])
+            place = None
+        elif place is not None and stored.places:
+            stored.places = (*stored.places, place)
+        elif place is None:
+            stored.places = ()
             if entry.payload is stored:
                 entry.recipe = None
                 self._staying.discard(entry)
-        elif entry.payload is stored:
-            self._lose([entry])
         for entry, function in waiting:
-            self.when_here(entry, function)
+            self.when_at(place, entry, function)
 
     # -- machines that are lost ------------------------------------------------------------------
 
@@ -153,12 +162,20 @@ class Lineage:
         """The machine will be gone some time: what stays there is brought here while it can be."""
         self._leaving.add(place)
         for entry in list(self._staying):
-            if entry.place is place:
+            if entry.places == (place,):
                 self.when_here(entry, _nothing)
 
     def place_lost(self, place: Any) -> None:
         """The machine is gone, its workers are buried: what was only there is made again."""
-        self._lose([entry for entry in list(self._staying) if entry.place is place])
+        lost = []
+        for entry in list(self._staying):
+            if place in entry.places:
+                others = tuple(other for other in entry.places if other is not place)
+                if others:
+                    entry.payload.places = others
+                else:  # to threads that read it, without places it would be here
+                    lost.append(entry)
+        self._lose(lost)
         for group in list(self._owner.groups):
             if group.core.placed:
                 for task in group.core.place_lost(place):

@@ -192,10 +192,14 @@ class ObjectTable:
             self.ranges.lend(peer, extent)
             writer = self._writers.get(extent[0])
             if writer is not peer:
-                of = self.exchange.fd_of if writer is None else self.exchange.foreign_fd_of
-                fd, size_bytes, is_on_disk = of(extent[0])
+                fd, size_bytes, is_on_disk = self.segment_of(extent[0])
                 peer.introduce_segment(extent[0], fd, size_bytes, is_on_disk)
                 peer.seat.bring(extent, fd)
+
+    def segment_of(self, segment_id: int) -> tuple[int, int, bool]:
+        """(fd, size, is_on_disk) of a segment, whoever writes it."""
+        of = self.exchange.foreign_fd_of if segment_id in self._writers else self.exchange.fd_of
+        return of(segment_id)
 
     def returned(self, peer: Peer, extents: list[Extent]) -> None:
         """The worker needs these no more."""

@@ -74,6 +74,7 @@ class Owner:
         self._ending: list[CallbackThread] = []  # of groups that have ended
         self.keeper = keeper_of(self.reactor)
         self.objects = ObjectTable(settings, self.reactor, self.keeper.peers)
+        self.keeper.know(self.objects)
         self.callables = CallableTable(encoder, book, self.objects.pack)
         self.lineage = Lineage(self)
         self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.errands, self)

@@ -28,11 +28,11 @@ def extents_of(body: bytes) -> list[Any]:
 class StoredObject:
     """A large value that may be read any number of times, here and by workers; its ranges go back when this dies.
 
-    `lend()` is called before each reading here, `release(extents)` at the end, both from any thread. `place` is the
-    only machine that has its bytes; None: this one does. It is set on the reactor thread.
+    `lend()` is called before each reading here, `release(extents)` at the end, both from any thread. `places` are the
+    machines that have its bytes; if there are none, this one does. It is set on the reactor thread.
     """
 
-    __slots__ = ("_exchange", "_lend", "_release", "body", "extents", "place")
+    __slots__ = ("_exchange", "_lend", "_release", "body", "extents", "places")
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class StoredObject:
         self._release = release
         self.body = body
         self.extents = extents
-        self.place: Any = None
+        self.places: tuple[Any, ...] = ()
 
     @property
     def size_bytes(self) -> int:
