@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Cluster:
         runtime.mkdir()
         environ = {name: value for name, value in os.environ.items() if name not in OURS}
         self._programs: list[subprocess.Popen[str]] = []
+        self.prefix: list[str] = []  # of all commands: what runs them on another machine
         self.environ = {**environ, "SCALEOUT_HOME": str(directory / "home"), "XDG_RUNTIME_DIR": str(runtime)}
 
     # -- the command line ------------------------------------------------------------------------
@@ -36,7 +38,7 @@ class Cluster:
     def scaleout(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """What a command says and how it ends, whatever that is."""
         return subprocess.run(
-            [sys.executable, "-m", "scaleout.cli", *arguments],
+            [*self.prefix, sys.executable, "-m", "scaleout.cli", *arguments],
             env={**self.environ, **environ},
             capture_output=True,
             text=True,
@@ -83,7 +85,7 @@ class Cluster:
         path = self.directory / f"program{time.monotonic_ns()}.py"
         path.write_text(textwrap.dedent(script))
         program = subprocess.Popen(
-            [sys.executable, str(path)],
+            [*self.prefix, sys.executable, str(path)],
             env={**self.environ, "SCALEOUT_ADDRESS": self.address, **environ},
             cwd=self.directory,
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
@@ -97,6 +99,11 @@ class Cluster:
     def run(self, script: str, **environ: str) -> str:
         """What a program prints; it must end well, and say nothing on stderr."""
         return finish(self.start(script, **environ))
+
+
+def counted(cluster: Cluster) -> Counter[str]:
+    """How often which line is in the file `count` that a program's tasks write."""
+    return Counter((cluster.directory / "count").read_text().splitlines())
 
 
 def finish(program: subprocess.Popen[str]) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
-
-from clusters import Cluster, finish, kill, read_line, wait_until
+from clusters import Cluster, counted, finish, kill, read_line, wait_until
 
 TASKS = """
     import collections, gc, os, sys, time, numpy, scaleout
@@ -62,10 +59,6 @@ TASKS = """
         assert not lineage()._moving and owner.keeper._transfers.is_idle
         assert not any(node.mirrored for node in owner.keeper.nodes)
 """
-
-
-def counted(cluster: Cluster) -> Counter[str]:
-    return Counter(Path(cluster.directory, "count").read_text().splitlines())
 
 
 def test_values_stay_where_they_are_made_and_tasks_go_there(pair: Cluster) -> None:

@@ -695,3 +695,25 @@ def test_what_comes_while_a_call_waits_keeps_its_order() -> None:
         refs = [actor.add.remote(number) for number in range(start, start + 200)]
         scaleout.wait(refs, num_returns=1 + start % 150)
     assert scaleout.get(refs[-1], timeout=60) == list(range(2000))
+
+
+@pytest.mark.parametrize("how", ["killed", "dropped"])
+def test_an_actor_is_gone_while_its_constructor_waits_for_a_value(how: str) -> None:
+    @scaleout.remote
+    def late() -> int:
+        time.sleep(0.2)
+        return 1
+
+    @scaleout.remote
+    class Keeper:
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+    value = late.remote()
+    keeper = Keeper.remote(value)
+    if how == "killed":
+        scaleout.kill(keeper)
+    else:
+        del keeper
+    assert scaleout.get(value, timeout=60) == 1
+    assert scaleout.get(late.remote(), timeout=60) == 1  # the runtime has not minded

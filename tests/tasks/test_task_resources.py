@@ -206,6 +206,24 @@ def test_no_two_tasks_have_the_same_gpu(tmp_path: Path) -> None:
     assert scaleout.get(wait_for.remote([hold.remote(str(tmp_path))]), timeout=60) in ("0", "1")
 
 
+def test_who_has_the_only_gpu_makes_what_it_waits_for_also_if_that_could_not_begin_at_once() -> None:
+    @scaleout.remote
+    def late() -> int:
+        time.sleep(0.2)
+        return 1
+
+    @scaleout.remote(num_gpus=1)
+    def inner(value: int) -> int:
+        return value + 1
+
+    @scaleout.remote(num_gpus=1)
+    def outer() -> int:
+        return scaleout.get(inner.remote(late.remote()))  # type: ignore[no-any-return]
+
+    scaleout.init(num_cpus=2, num_gpus=1)
+    assert scaleout.get(outer.remote(), timeout=60) == 2
+
+
 def test_gpus_are_told_in_the_environment(tmp_path: Path) -> None:
     scaleout.init(num_cpus=4, num_gpus=2)
     gate, log = str(tmp_path / "gate"), str(tmp_path / "log")

@@ -286,9 +286,10 @@ class OwnerClient:
                     call.hand_over()
                 if not entry.wait(deadline, self.check):
                     return None
-            if entry.places and not self._bring(entry, deadline):
+            found = self._settled(entry, deadline)
+            if found is None:
                 return None
-            values.append(self.value_of(entry))
+            values.append(self._value_of(entry, *found))
         return values
 
     def _bring(self, entry: Entry, deadline: float | None) -> bool:
@@ -297,15 +298,24 @@ class OwnerClient:
         self._post(partial(self._lineage.when_here, entry, lambda entry: gate.deliver(0, frames.OK, None)))
         return gate.wait(deadline, self.check)
 
-    def value_of(self, entry: Entry) -> Any:
-        """The value of an entry that is there; its failure is raised."""
+    def _settled(self, entry: Entry, deadline: float | None) -> tuple[Any, Any, int] | None:
+        """(payload, what it refers to, status) of an entry that is there, when its bytes are here; None: the deadline
+        came first."""
         while True:
             # In this order, and no attribute twice: see `Entry.lose`.
             payload, contained, status = entry.payload, entry.contained, entry.status
-            if status == PENDING or (status == frames.OK and (payload is None or places_of(payload))):
-                self._bring(entry, None)  # it was lost in the meantime
-            else:
-                break
+            if status != PENDING and (status != frames.OK or (payload is not None and not places_of(payload))):
+                return payload, contained, status
+            if not self._bring(entry, deadline):  # elsewhere, or lost in the meantime
+                return None
+
+    def value_of(self, entry: Entry) -> Any:
+        """The value of an entry that is there; its failure is raised."""
+        found = self._settled(entry, None)
+        assert found is not None
+        return self._value_of(entry, *found)
+
+    def _value_of(self, entry: Entry, payload: Any, contained: Any, status: int) -> Any:
         if status == frames.OK and contained:
             return load_referring(payload, contained)
         success, value = outcome(status, payload)
@@ -316,17 +326,18 @@ class OwnerClient:
     def wait(self, refs: Sequence[ObjectRef], enough: int, deadline: float | None) -> set[int]:
         """Positions of those that are there, when `enough` are or the deadline has come."""
         entries = [self._entry_of(ref) for ref in refs]
-        there = {position for position, entry in enumerate(entries) if entry.status != PENDING}
-        if len(there) >= enough:
-            return there
-        gate = Entry(0)
-        waiting = _Countdown(enough, gate)
-        self._post(partial(waiting.start, entries))
-        try:
-            gate.wait(deadline, self.check)
-        finally:
-            self._post(partial(waiting.stop, entries))
-        return {position for position, entry in enumerate(entries) if entry.status != PENDING}
+        is_over = False
+        while True:  # what was there may be lost with its machine, and made again
+            there = {position for position, entry in enumerate(entries) if entry.status != PENDING}
+            if len(there) >= enough or is_over:
+                return there
+            gate = Entry(0)
+            waiting = _Countdown(enough, gate)
+            self._post(partial(waiting.start, entries))
+            try:
+                is_over = not gate.wait(deadline, self.check)
+            finally:
+                self._post(partial(waiting.stop, entries))
 
     def future_of(self, ref: ObjectRef) -> concurrent.futures.Future[Any]:
         """See `ObjectRef.future`."""
@@ -477,7 +488,7 @@ class OwnerClient:
         for group in list(owner.groups):
             core = group.core
             queues = [core.ready, core.away, *core.placed.values(), *(lane.inflight for lane in core.lanes)]
-            places.append([task for queue in queues for task in queue])
+            places += [[*queue] for queue in queues]
         for tasks in places:
             for task in tasks:
                 if not task.submitted_ns or task.state == FINISHED:

@@ -82,6 +82,7 @@ class Fleet:
         self.on_output: Callable[[int, str], None] = lambda number, text: None
         self.on_place_lost: Callable[[RemoteNode], None] = lambda node: None
         self.on_leaving: Callable[[RemoteNode], None] = lambda node: None
+        self._absent: set[Extent] = set()  # ranges of mirrors that nothing has come of
         self._transfers = Transfers(self._tell_at, self.next_question)
         self._teller: RemoteNode | None = None  # by whom we hear of nodes: of a thousand, one is enough
         self._roster = Roster(*listed)
@@ -186,6 +187,14 @@ class Fleet:
             file = self._files[segment_id] = SharedFile(os.dup(fd))
         return file
 
+    def mirrored_bytes(self) -> int:
+        """What is here of segments that lie elsewhere."""
+        return sum(os.fstat(file.fd).st_blocks * 512 for file in self._mirrors.values())
+
+    def stay(self, extents: list[Extent]) -> None:
+        """These have been written, and are not here."""
+        self._absent.update(extents)
+
     def know(self, objects: ObjectTable) -> None:
         """What is transferred is kept there."""
         transfers = self._transfers
@@ -216,6 +225,7 @@ class Fleet:
 
         for extent in list(extents):
             if place is None:
+                self._absent.discard(extent)
                 self._transfers.want(extent, None, holders, ended)
             elif place in self.nodes:
                 arrival = self.arrival(place, extent, holders)
@@ -278,7 +288,9 @@ class Fleet:
                     pieces.drop()
                     node.warm.add(pages_of(extent))
         for extent in extents:
-            if extent[0] in self._mirrors:
+            if extent in self._absent:
+                self._absent.discard(extent)
+            elif extent[0] in self._mirrors:
                 self._warm.add(pages_of(extent))
         if max(warm.size_bytes for warm in self._all_warm) > limits.WARM_BYTES:
             self._trim()
@@ -419,7 +431,8 @@ class Fleet:
             if node.node_id in news.gone:
                 self._node_died(node)
                 continue
-            if news.resting.get(node.node_id) and node.room.is_wanted:
+            if news.resting.get(node.node_id) and not node.is_leaving:
+                node.is_leaving = True
                 self.on_leaving(node)
                 for peer in list(node.peers.values()):
                     if not peer.group.keeps_order:  # an actor stays where it is
@@ -474,6 +487,8 @@ class Fleet:
         self.nodes.remove(node)
         self._roster.lost(node.node_id)
         self._need_teller()
+        for peer in node.peers.values():
+            peer.group.core.lane_given_up(peer.lane)  # before anything is sent to the next of them
         for peer in list(node.peers.values()):
             # What it has begun since it was heard of last nobody knows: all of it, for those that must not run twice.
             peer.words.assume_all_claimed()
@@ -501,6 +516,7 @@ class Fleet:
             self.reactor.forget_link(node.link)
             node.link.close()
         self.nodes.clear()
+        self._transfers.close()
         self._close_mirrors()
 
     def give_up_host(self) -> None:

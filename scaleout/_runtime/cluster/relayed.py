@@ -47,6 +47,7 @@ class RemoteNode:
         self.session = session
         self.attempts = 0  # at another connection
         self.room = Room(resources)
+        self.is_leaving = False  # it is being drained
         self.state = b""  # how its workers are to look, as it was told
         self.peers: dict[int, Peer] = {}
         self.mirrored: dict[Extent, Piecewise | Arrival] = {}

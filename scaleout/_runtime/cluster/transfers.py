@@ -45,6 +45,7 @@ class Transfers:
         self.drop: Callable[[list[Extent]], None] = lambda extents: None
         self._spreads: dict[Extent, Spread] = {}  # until nobody needs the range any more
         self._wants: dict[tuple[Extent, Place], list[Callable[[bool], object]]] = {}
+        self._is_closed = False
         self._under_way: dict[int, tuple[Extent, Place, Place]] = {}  # by number: from where, where to
 
     @property
@@ -54,6 +55,9 @@ class Transfers:
     def want(self, extent: Extent, place: Place, holders: Iterable[Place], then: Callable[[bool], object]) -> None:
         """A range is to come there; `then(True)` is called when it has, `then(False)` if nobody has it any more, or the
         place is gone. `holders`: who has it, as far as is known."""
+        if self._is_closed:
+            then(False)
+            return
         spread = self._spreads.get(extent)
         if spread is None:
             spread = self._spreads[extent] = Spread(holders)
@@ -126,3 +130,10 @@ class Transfers:
                 self.ended(number, False)
         for extent, spread in list(self._spreads.items()):
             self._go_on(extent, spread)
+
+    def close(self) -> None:
+        """Nothing comes any more: whoever waits is told."""
+        self._is_closed = True
+        self._under_way.clear()
+        for extent, place in list(self._wants):
+            self._settle(extent, place, False)

@@ -671,7 +671,7 @@ class Group:
                 first = lane.inflight[0].sequence + 1
                 if not lane.revoked_from or first < lane.revoked_from:  # it was left some, and those are stuck now
                     self._revoke(lane, first)
-            elif has_idle and not self.ready and not lane.revoked_from:
+            elif has_idle and not self.ready and not lane.revoked_from and lane.inflight[-1].place is None:
                 keep = (queued + 1) // 2
                 self._revoke(lane, lane.inflight[keep].sequence)
             lane.finished_at_tick = lane.finished

@@ -53,6 +53,7 @@ class PlacedGroup(Group):
 
     def place_lost(self, place: Any) -> list[Task]:
         """What lies there only is gone: these are not ready any more, and nobody else knows of them."""
+        self._stood.pop(place, None)
         return list(self.placed.pop(place, ()))
 
     def dropped(self, unwanted: Callable[[Task], bool]) -> list[Task]:
@@ -72,19 +73,20 @@ class PlacedGroup(Group):
         return super().cancel_asked(task, claimed)
 
     def cancel_all_asked(self, claimed_of: Callable[[Lane], int]) -> tuple[list[Task], bool]:
-        placed = [task for queue in self.placed.values() for task in queue]
-        self.placed.clear()
-        for task in placed:
-            task.state = lifecycle.ON_DROP[task.state]
+        placed = self._drop_placed()
         gone, is_all = super().cancel_all_asked(claimed_of)
         return placed + gone, is_all
 
     def take_all(self) -> list[Task]:
+        return self._drop_placed() + super().take_all()
+
+    def _drop_placed(self) -> list[Task]:
         placed = [task for queue in self.placed.values() for task in queue]
         self.placed.clear()
+        self._stood.clear()
         for task in placed:
             task.state = lifecycle.ON_DROP[task.state]
-        return placed + super().take_all()
+        return placed
 
     @property
     def _queued(self) -> int:
@@ -107,8 +109,12 @@ class PlacedGroup(Group):
         else:
             queue = self.placed[task.place]
             queue.remove(task)
-            if not queue:
-                del self.placed[task.place]
+            self._drop_if_empty(task.place)
+
+    def _drop_if_empty(self, place: Any) -> None:
+        if not self.placed[place]:
+            del self.placed[place]
+            self._stood.pop(place, None)
 
     def _put_back(self, tasks: list[Task]) -> None:
         super()._put_back([task for task in tasks if task.place is None])
@@ -127,8 +133,8 @@ class PlacedGroup(Group):
     # -- assignment ------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Whoever is served first takes what the other would take too: that changes from turn to turn."""
-        self._is_placed_first = not self._is_placed_first
+        """Whoever is served first takes what the other would take too: that changes with each time that one is."""
+        before = len(self.effects)
         if self.placed and self._is_placed_first:
             self._pump_placed()
         super().pump()
@@ -137,16 +143,17 @@ class PlacedGroup(Group):
             if self.blocked or self.holds_devices:
                 self.refill()
                 self._look_if_stuck()
+        if len(self.effects) > before:
+            self._is_placed_first = not self._is_placed_first
 
     def _pump_placed(self) -> None:
-        if self.is_held:
-            return
+        if self.is_held or (self.suspects and self.ready[0].state == SUSPECT):
+            return  # that one needs a lane for itself, and none would ever be empty
         for place in list(self.placed):
             queue = self.placed[place]
             while queue and self._serve_placed(place, queue):
                 pass
-            if not queue:
-                del self.placed[place]
+            self._drop_if_empty(place)
 
     def _serve_placed(self, place: Any, queue: deque[Task]) -> bool:
         """Whether a lane of the place has taken something."""
@@ -167,18 +174,18 @@ class PlacedGroup(Group):
         serving = [lane for lane in self.lanes if lane.state in SERVING]
         idle = [lane for lane in serving if lane.state == OPEN and not lane.inflight and not lane.waits]
         idle = idle[len(self._gathered) : max(0, self.size - self.busy)]
-        self._stood = {place: head for place, head in self._stood.items() if place in self.placed}
         for place in list(self.placed):
             head = self.placed[place][0]
             if self._stood.get(place) is not head:
                 self._stood[place] = head
                 continue
+            if not any(lane.place is place for lane in serving):
+                for number, task in enumerate(self.place_lost(place) if serving else ()):
+                    self._gather(task, serving[number % len(serving)].place)
+                continue
             others = [lane for lane in idle if lane.place is not place]
             if others:
                 idle.remove(others[0])
-            elif not any(lane.place is place for lane in serving):
-                others = sorted(serving, key=lambda lane: len(lane.inflight))
-            if others:
                 del self._stood[place]
                 self._remove_from_ready(head)
                 self._gather(head, others[0].place)

@@ -55,7 +55,7 @@ STUCK = "all workers wait for other tasks, and there can be no more of them; mos
 class PeerWant:
     """A worker's thread waits for some objects. `missing`: how many more are needed."""
 
-    __slots__ = ("_clerk", "_has_values", "entries", "is_main", "may_help", "missing", "number", "peer")
+    __slots__ = ("_clerk", "_enough", "_has_values", "entries", "is_main", "may_help", "missing", "number", "peer")
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class PeerWant:
         self.peer = peer
         self.number = number
         self.entries = entries
-        self.missing = min(enough, len(entries)) if entries else enough
+        self.missing = self._enough = min(enough, len(entries)) if entries else enough
         self._has_values = has_values
         self.is_main = is_main
         self.may_help = may_help
@@ -85,10 +85,21 @@ class PeerWant:
         if self._has_values:
             self._clerk.send_object(self.peer, entry, self.number)
         has_helped = self._clerk.has_helped(self.peer, entry)
+        if self.missing == 0 and not self._has_values:
+            self._look_again()
         if self.missing == 0:
             self._clerk.satisfied(self)
         elif has_helped and self.missing > 0:
             self._clerk.help_or_block(self)
+
+    def _look_again(self) -> None:
+        """What was there may have been lost since, with its machine, and be made again."""
+        lost = [entry for entry in self.entries if entry.status == ledger.PENDING]
+        self.missing = max(0, self._enough - (len(self.entries) - len(lost)))
+        if self.missing:
+            for entry in lost:
+                if self.arrived not in entry.dependents:
+                    entry.when_there(self.arrived)
 
     def _brought(self, entry: Entry) -> None:
         if self.peer.wants.get(self.number) is self:  # else it is over
@@ -177,6 +188,8 @@ class Clerk:
                 self.lineage.when_here(entry, partial(self._dependency_there, task))
 
     def _dependency_there(self, task: Task, entry: Entry) -> None:
+        if task.envelope is None:
+            return  # the constructor of an actor that has been forgotten in the meantime
         task.envelope.waiting -= 1
         if not task.envelope.waiting:
             self.waiting.discard(task)
@@ -203,6 +216,16 @@ class Clerk:
             self.waiting.add(task)
         elif task.state == PENDING:
             group.core.submitted(task)
+            self._offer(task)
+
+    def _offer(self, task: Task) -> None:
+        """If a worker waits for it, that was told that there is nothing to help with: now there is."""
+        for peer in task.group.peers:
+            if peer.wants and peer.lane.is_stuck:
+                want = max(peer.wants.values(), key=lambda want: (want.is_main, want.number))
+                if want.is_main and any(entry.source is task for entry in want.entries):
+                    self.help_or_block(want)
+                    return
 
     def _place(self, task: Task) -> None:
         """All that it depends on is there: it goes to the machine that has most of that, after the rest has come here.
@@ -242,6 +265,7 @@ class Clerk:
         if all(place in entry.places for entry in away):
             task.place = place if away else None
             group.core.resubmitted(task)
+            self._offer(task)
         else:  # it was lost again in the meantime
             self.gather(group, task, None)
 

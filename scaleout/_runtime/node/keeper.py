@@ -108,6 +108,13 @@ class ZygoteKeeper:
     has_places = False
     """All workers are on this machine."""
 
+    def mirrored_bytes(self) -> int:
+        """Of segments that lie elsewhere."""
+        return 0
+
+    def stay(self, extents: list[Extent]) -> None:
+        """These are elsewhere: nothing is."""
+
     def know(self, objects: Any) -> None:
         """What is transferred is kept there: nothing is."""
 

@@ -56,12 +56,13 @@ class Recipe:
         arguments = sum(extent[2] for extent in task.stored or ())
         self._size_bytes = RECIPE_BYTES + len(task.payload) + arguments + kept
         lineage.size_bytes += self._size_bytes
+        lineage.callables.use(task.callable)
         if task.stored is not None:
             lineage.objects.hold_now(task.stored)
 
     def __del__(self) -> None:
         """Any thread."""
-        self._lineage.freed.append(self._size_bytes)
+        self._lineage.freed.append((self._size_bytes, self.task.callable))
         if self.task.stored is not None:
             self._lineage.objects.release(self.task.stored)
 
@@ -72,9 +73,11 @@ class Lineage:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self.objects = owner.objects
+        self.callables = owner.callables
         self.is_used = bool(owner.keeper.has_places)  # there are other machines
         self.size_bytes = 0  # of all recipes, but for those in `freed`
-        self.freed: deque[int] = deque()
+        self.freed: deque[tuple[int, Any]] = deque()
+        self._wanted: weakref.WeakSet[Entry] = weakref.WeakSet()
         self._staying: weakref.WeakSet[Entry] = weakref.WeakSet()
         self._moving: dict[tuple[StoredObject, Any], list[tuple[Entry, Callable[[Entry], object]]]] = {}
         self._leaving: weakref.WeakSet[Any] = weakref.WeakSet()  # machines
@@ -98,14 +101,20 @@ class Lineage:
     def stays(self, task: Task, stored: StoredObject, place: Any) -> None:
         """The result of this task stayed where it was made."""
         entry: Entry = task.sink
-        while self.freed:
-            self.size_bytes -= self.freed.popleft()
         if entry.status == ledger.PENDING:  # else it was cancelled in the meantime
             stored.places = (place,)
+            self._owner.keeper.stay(stored.extents)
             entry.recipe = Recipe(self, task, entry)
             self._staying.add(entry)
-            if place in self._leaving:
-                self.when_here(entry, _nothing)
+            if place in self._leaving or self.size_bytes > limits.LINEAGE_BYTES:
+                entry.when_there(partial(self._look, None, _nothing))
+
+    def forget_recipes(self) -> None:
+        """Those in `freed`."""
+        while self.freed:
+            size_bytes, record = self.freed.popleft()
+            self.size_bytes -= size_bytes
+            self.callables.release(record)
 
     # -- bringing values here, or from machine to machine ----------------------------------------
 
@@ -128,7 +137,9 @@ class Lineage:
     def want(self, entries: list[Entry]) -> None:
         """Somebody is about to wait for these: all are brought here, each as soon as it is there."""
         for entry in entries:
-            self.when_here(entry, _nothing)
+            if entry not in self._wanted:  # who asks in a loop leaves nothing behind
+                self._wanted.add(entry)
+                self.when_here(entry, self._wanted.discard)
 
     def _move(self, entry: Entry, stored: StoredObject, place: Any, function: Callable[[Entry], object]) -> None:
         waiting = self._moving.get((stored, place))
@@ -144,7 +155,10 @@ class Lineage:
         entry = waiting[0][0]
         if not is_there:
             if place is None and entry.payload is stored:
+                places = stored.places
                 self._lose([entry])
+                for other in places:
+                    self._submit_again(other)
             place = None
         elif place is not None and stored.places:
             stored.places = (*stored.places, place)
@@ -176,6 +190,10 @@ class Lineage:
                 else:  # to threads that read it, without places it would be here
                     lost.append(entry)
         self._lose(lost)
+        self._submit_again(place)
+
+    def _submit_again(self, place: Any) -> None:
+        """Tasks that were to run there: some need what was lost."""
         for group in list(self._owner.groups):
             if group.core.placed:
                 for task in group.core.place_lost(place):

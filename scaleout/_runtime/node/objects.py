@@ -60,6 +60,9 @@ class ObjectTable:
         self.send_soon: Callable[[Peer], None] = lambda peer: None
         self.on_over: Callable[[list[Extent]], None] = lambda extents: None  # copies of these may go
         self.on_writer_died: Callable[[int, int, list[Extent]], None] = lambda segment_id, size_bytes, keep: None
+        self.mirrored_bytes: Callable[[], int] = lambda: (
+            0
+        )  # of what workers elsewhere have written, those that are here
         self.ranges = RangeTable()
         self.unread: dict[int, tuple[Peer, list[Extent]]] = {}  # large results nobody has looked at yet
         self.has_released = False  # views have died since `report_released`
@@ -319,8 +322,9 @@ class ObjectTable:
     def share_budget(self) -> None:
         """Every writer may use what it uses, and half of what is left of the node's budget: they learn of one another's
         use late, and together must not overshoot by much."""
-        peers = [peer for peer in self._peers.values() if peer.segments]
+        peers = [peer for peer in self._peers.values() if peer.segments and not peer.seat.is_relayed]
         used = self.exchange.used_bytes + sum(peer.words[control_page.USED_BYTES] for peer in peers)
+        used += self.mirrored_bytes()
         spare = max(0, self._settings.store_bytes - used)
         for peer in peers:
             peer.words[control_page.ALLOWANCE_BYTES] = peer.words[control_page.USED_BYTES] + spare // 2

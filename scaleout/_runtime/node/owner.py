@@ -77,6 +77,7 @@ class Owner:
         self.keeper.know(self.objects)
         self.callables = CallableTable(encoder, book, self.objects.pack)
         self.lineage = Lineage(self)
+        self.objects.mirrored_bytes = self.keeper.mirrored_bytes
         self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.errands, self)
         self.actors = Actors(self)
         self.clerk.answers = Answers(self)
@@ -167,6 +168,8 @@ class Owner:
             self._forget_callables()
         if self.callables.book.forgotten:
             self._forget_definitions()
+        if self.lineage.freed:
+            self.lineage.forget_recipes()
         if self.slots is not None:
             self.slots.settle()
         for group in self.groups:
