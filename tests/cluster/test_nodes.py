@@ -192,6 +192,48 @@ def test_what_workers_print(pair: Cluster) -> None:
     assert output.count("no end") == 4
 
 
+def test_lines_that_repeat_are_folded_and_levels_of_logging_hold(cluster: Cluster) -> None:
+    cluster.start_head()
+    program = cluster.start(
+        """
+        import logging, time
+        from scaleout.multiprocessing import Pool
+
+        def say(number):
+            for _ in range(100):
+                print("again")
+            print("between")
+            for _ in range(7):
+                print("again")
+            time.sleep(1.5)
+            print("twice")
+            print("twice", flush=True)
+            mine, other = logging.getLogger("mine"), logging.getLogger("other")
+            mine.debug("to be heard")
+            other.info("not to be heard")
+            return mine.isEnabledFor(logging.DEBUG), other.isEnabledFor(logging.INFO)
+
+        if __name__ == "__main__":
+            logging.basicConfig()
+            logging.getLogger("mine").setLevel(logging.DEBUG)
+            with Pool(1) as pool:
+                assert pool.map(say, [0]) == [(True, False)]
+        """
+    )
+    output, errors = program.communicate(timeout=60)
+    assert program.returncode == 0, errors
+    lines = [line.partition(") ")[2] for line in output.splitlines()]
+    assert lines == [
+        *["again"] * 5,
+        "[the line before came 95 more times]",
+        "between",
+        *["again"] * 5,
+        "[the line before came 2 more times]",
+        *["twice"] * 2,
+    ]
+    assert errors.partition(") ")[2] == "DEBUG:mine:to be heard\n"
+
+
 def test_a_worker_that_prints_without_end_is_not_held_up(cluster: Cluster) -> None:
     cluster.start_head()
     program = cluster.start(
@@ -199,8 +241,8 @@ def test_a_worker_that_prints_without_end_is_not_held_up(cluster: Cluster) -> No
         from scaleout.multiprocessing import Pool
 
         def flood(number):
-            for _ in range(300_000):
-                print("x" * 50)
+            for line in range(300_000):
+                print("x" * 50, line)
             return number
 
         if __name__ == "__main__":

@@ -85,6 +85,12 @@ SOURCES_KEPT_SECONDS = 7 * 24 * 3600
 LINE_BYTES = 8192
 """What a worker of another machine has printed goes to the driver line by line; a longer one in parts."""
 
+FOLDED_LINES = 5
+"""So often a worker of another machine may print the same line in a row; how often it did beyond that is told."""
+
+FOLD_SECONDS = 1.0
+"""After so long, at the latest."""
+
 OUTPUT_BYTES_PER_SECOND = 1 << 20
 """Of all that a driver's workers on one node print; the rest is dropped, and counted. Nobody reads faster."""
 

@@ -89,6 +89,9 @@ class Output:
         self.fd, self.theirs = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.fd, False)
         self.line = b""
+        self.last = b""  # the line that came last, and how often it did
+        self.times = 0
+        self.is_unfolding = False
 
     def close_theirs(self) -> None:
         """The worker has it, or there will be none."""
@@ -103,6 +106,25 @@ class Output:
             lines.append(self.line)
             self.line = b""
         return lines
+
+    def fold(self, lines: list[bytes]) -> list[bytes]:
+        """Without those that repeat the one before them, from the FOLDED_LINES-th on; how many there were comes with
+        the next that does not, or from `unfold`."""
+        kept = []
+        for line in lines:
+            if line != self.last:
+                kept += self.unfold()
+                self.last = line
+                self.times = 0
+            self.times += 1
+            if self.times <= limits.FOLDED_LINES:
+                kept.append(line)
+        return kept
+
+    def unfold(self) -> list[bytes]:
+        """What is to be said of those that were left out."""
+        more, self.times = self.times - limits.FOLDED_LINES, min(self.times, limits.FOLDED_LINES)
+        return [b"[the line before came %d more times]" % more] if more > 0 else []
 
 
 class Tenant:
@@ -303,11 +325,19 @@ class Tenant:
             return
         except OSError:
             data = b""
-        self._print(resident, output.number, output.take(data))
+        self._print(resident, output.number, output.fold(output.take(data)))
+        if output.times > limits.FOLDED_LINES and not output.is_unfolding:
+            output.is_unfolding = True
+            self._call_later(limits.FOLD_SECONDS, partial(self._unfold, resident, output))
         if not data:
             self._end_output(resident, output)
 
+    def _unfold(self, resident: Resident, output: Output) -> None:
+        output.is_unfolding = False
+        self._print(resident, output.number, output.unfold())
+
     def _end_output(self, resident: Resident, output: Output) -> None:
+        self._print(resident, output.number, output.unfold())
         self._reactor.forget(output.fd)
         os.close(output.fd)
         output.close_theirs()
@@ -589,7 +619,7 @@ class Tenant:
         for output in list(resident.outputs.values()):
             self._on_output(resident, output, READABLE)  # a grandchild may hold the other end: what is there, then end
             if output.fd in resident.outputs:
-                self._print(resident, output.number, output.take(b""))
+                self._print(resident, output.number, output.fold(output.take(b"")))
                 self._end_output(resident, output)
         self._tell_words(resident)
         self._say(last_word, resident.worker_id)

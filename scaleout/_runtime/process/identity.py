@@ -88,6 +88,11 @@ def assume(info: dict[str, Any]) -> None:
         logging.getLogger().setLevel(info["root_log_level"])
         if info.get("root_logs_to_stderr"):
             logging.basicConfig(stream=sys.stderr)
+    if info.get("logger_levels"):
+        import logging
+
+        for name, level in info["logger_levels"].items():
+            logging.getLogger(name).setLevel(level)
     if info.get("hides_stdin", True):
         sys.stdin = open(os.devnull)
 
@@ -127,4 +132,6 @@ def owner_info() -> dict[str, Any]:
         info["root_logs_to_stderr"] = writes
         if writes or root.level != LOGGING_DEFAULT_LEVEL:
             info["root_log_level"] = root.level
+        loggers = list(root.manager.loggerDict.items())
+        info["logger_levels"] = {name: logger.level for name, logger in loggers if getattr(logger, "level", 0)}
     return info
