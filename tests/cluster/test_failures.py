@@ -56,6 +56,58 @@ def start_sleepers(cluster: Cluster) -> subprocess.Popen[str]:
     return program
 
 
+SHORT = """
+import os
+from scaleout._runtime.base import memory
+
+memory.is_short = lambda share: os.path.exists(os.environ["SCALEOUT_HOME"] + "/short")
+"""
+
+
+def test_a_node_whose_memory_runs_short(cluster: Cluster) -> None:
+    """The nodes of this test believe a file that says so."""
+    (cluster.directory / "sitecustomize.py").write_text(SHORT)
+    cluster.environ["PYTHONPATH"] = str(cluster.directory)
+    cluster.start_head()
+    program = cluster.start(
+        """
+        import os, time
+        import scaleout
+        from scaleout.errors import OutOfMemoryError
+
+        @scaleout.remote
+        def note(name, until):
+            with open(name, "a") as file:
+                file.write("begun\\n")
+            while not os.path.exists(until):
+                time.sleep(0.01)
+            return name
+
+        if __name__ == "__main__":
+            first = note.remote("first", "over")
+            while not os.path.exists("first"):
+                time.sleep(0.01)
+            second = note.remote("second", "over")
+            while not os.path.exists("second"):
+                time.sleep(0.01)
+            open(os.environ["SCALEOUT_HOME"] + "/short", "w").close()
+            while open("second").read().count("begun") < 2:
+                time.sleep(0.01)
+            os.unlink(os.environ["SCALEOUT_HOME"] + "/short")
+            open("over", "w").close()
+            assert scaleout.get([first, second]) == ["first", "second"]
+            assert open("first").read() == "begun\\n"
+            open(os.environ["SCALEOUT_HOME"] + "/short", "w").close()
+            try:
+                scaleout.get(note.options(max_retries=1).remote("third", "never"))
+            except OutOfMemoryError as error:
+                assert error.attempts == 2 and sum(error.usage.values()) > 1 << 20, (error.attempts, error.usage)
+                print("well")
+        """
+    )
+    assert finish(program) == "well\n"
+
+
 def test_a_worker_that_is_killed(pair: Cluster) -> None:
     said = pair.run(
         """

@@ -19,6 +19,7 @@ import threading
 import time
 from functools import partial
 
+from scaleout._runtime.base import limits, memory
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.cluster import bulk, dial, keys, places, tls
 from scaleout._runtime.cluster.admission import Admission
@@ -80,6 +81,7 @@ class Daemon:
         self._reactor = Reactor("scaleout-node", lambda item: item(), lambda: None, self._is_over.set)
         self._tenants: list[Tenant] = []
         self._nodes: tuple[int, list[Any]] = (0, [])  # as drivers are told, and the list's version
+        self._watches_memory = False
         self._head: Head | None = None
         self._agent: Agent | None = None
         self._record = self._local / f"node-{self.node_id}.json"
@@ -270,6 +272,25 @@ class Daemon:
         )
         self._tenants.append(tenant)
         tenant.open()
+        if not self._watches_memory:
+            self._watches_memory = True
+            self._watch_memory()
+
+    def _watch_memory(self) -> None:
+        """As long as there are drivers: when memory runs short, the one whose workers have most of it is told, before
+        the system kills what it likes."""
+        self._watches_memory = bool(self._tenants)
+        if not self._tenants:
+            return
+        pause_s = limits.MEMORY_WATCH_SECONDS
+        if memory.is_short(limits.MEMORY_SHORT_SHARE):
+            usage, tenant = max(
+                ((tenant.memory_usage(), tenant) for tenant in self._tenants), key=lambda found: sum(found[0].values())
+            )
+            if usage:
+                tenant.tell_short(usage)
+                pause_s = limits.MEMORY_KILL_PAUSE_SECONDS
+        self._reactor.call_later(pause_s, self._watch_memory)
 
     def _serve_bulk(self, sock: ssl.SSLSocket, body: bytes) -> None:
         """In the thread of the handshake, which is not to wait for the end of it."""

@@ -81,6 +81,7 @@ class Fleet:
         self.on_nodes: Callable[[list[dict[str, int]]], None] = lambda nodes: None
         self.on_output: Callable[[int, str], None] = lambda number, text: None
         self.on_place_lost: Callable[[RemoteNode], None] = lambda node: None
+        self.on_short: Callable[[RemoteNode, dict[int, int]], None] = lambda node, usage: None
         self.on_leaving: Callable[[RemoteNode], None] = lambda node: None
         self._absent: set[Extent] = set()  # ranges of mirrors that nothing has come of
         self._transfers = Transfers(self._tell_at, self.next_question)
@@ -346,6 +347,9 @@ class Fleet:
                 continue
             if kind == frames.FETCHED:
                 self._transfers.ended(number, not flag)
+                continue
+            if kind == frames.SHORT:
+                self.on_short(node, marshal.loads(body))
                 continue
             if kind == frames.BYE:
                 self._node_died(node)

@@ -18,7 +18,7 @@ import threading
 import time
 from functools import partial
 
-from scaleout._runtime.base import limits
+from scaleout._runtime.base import limits, memory
 from scaleout._runtime.cluster import places
 from scaleout._runtime.cluster.bulk import Puller
 from scaleout._runtime.cluster.node_link import NodeLink
@@ -267,6 +267,14 @@ class Tenant:
     def tell_nodes(self, nodes: tuple[int, list[Any]]) -> None:
         """The cluster's nodes are these now: see `cluster.daemon`."""
         self._say(frame(frames.NODES, marshal.dumps(nodes)))
+
+    def memory_usage(self) -> dict[int, int]:
+        """What its workers occupy, in bytes, by pid."""
+        return {resident.pid: memory.resident_bytes(resident.pid) for resident in self._residents.values()}
+
+    def tell_short(self, usage: dict[int, int]) -> None:
+        """This machine has little memory left: the driver is to end something."""
+        self._say(frame(frames.SHORT, marshal.dumps(usage)))
 
     def _watch_nodes(self, flag: int, aux: int, number: int, body: bytes) -> None:
         self.is_watching = True

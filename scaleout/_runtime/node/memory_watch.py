@@ -1,5 +1,5 @@
 """Looks at the machine's memory while tasks run: before the system kills what it likes, it kills the newest task that
-may be run again.
+may be run again. Nodes look at theirs, and say when it is short.
 
 Everything here runs on the reactor thread.
 """
@@ -14,6 +14,8 @@ from scaleout._runtime.wire import control_page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from scaleout._runtime.node.group import WorkerGroup
     from scaleout._runtime.node.keeper import ZygoteKeeper
     from scaleout._runtime.node.peer import Peer
@@ -40,19 +42,30 @@ class MemoryWatch:
         now = time.monotonic()
         if now - self._killed_at < limits.MEMORY_KILL_PAUSE_SECONDS or not memory.is_short(limits.MEMORY_SHORT_SHARE):
             return
+        newest = self._newest(None)
+        if newest is not None:
+            newest.memory_usage = {peer.pid: memory.resident_bytes(peer.pid) for peer in self._keeper.peers.values()}
+            self._killed_at = now
+            self._keeper.kill_for_task(newest)
+
+    def node_is_short(self, place: Any, usage: dict[int, int]) -> None:
+        """A node has little memory left; so much of it these workers have there, by pid."""
+        newest = self._newest(place)
+        if newest is not None:
+            newest.memory_usage = usage
+            self._keeper.kill_for_task(newest)
+
+    def _newest(self, place: Any) -> Peer | None:
+        """The worker on that machine that has begun its task last, and whose task may be run again."""
         running = [
             (peer.words[control_page.SINCE_NS], peer)
             for group in self._groups
             if group.core.max_retries > 0
             for peer in group.peers
-            if not peer.seat.is_relayed  # that is its node's business
+            if peer.seat.place is place
             if any(task.sequence == peer.words[control_page.RUNNING] for task in peer.lane.inflight)
         ]
-        if running:
-            newest = max(running, key=lambda entry: entry[0])[1]
-            newest.memory_usage = {peer.pid: memory.resident_bytes(peer.pid) for peer in self._keeper.peers.values()}
-            self._killed_at = now
-            self._keeper.kill_for_task(newest)
+        return max(running, key=lambda entry: entry[0])[1] if running else None
 
     def has_taken(self, peer: Peer) -> bool:
         """Whether this dead worker was killed for want of memory, by us or by the system."""

@@ -108,6 +108,7 @@ class Owner:
         self.keeper.on_output = self._print
         self.keeper.on_place_lost = self.lineage.place_lost
         self.keeper.on_leaving = self.lineage.leaves
+        self.keeper.on_short = self._memory_watch.node_is_short
         self.objects.on_over = self.keeper.over
         self.objects.on_writer_died = self.keeper.writer_died
         self.objects.send_soon = self.lender.send_soon

@@ -99,6 +99,7 @@ BYE = 94  # both ways: no connection follows this one
 FETCH = 95  # number: of this question; body: extents of segments there, whose bytes are wanted
 FETCHED = 96  # number: the question; what was asked for has been sent; flag 1: it is not there
 PULL = 97  # number: of this question; body: see cluster.tenant; FETCHED is the answer. Between nodes: see cluster.bulk
+SHORT = 98  # the node has little memory left; body: how much of it the driver's workers have there, by pid
 DISCARD = 87  # body: extents of mirrored segments that nobody reads any more
 
 FD_KINDS = frozenset({HELLO, LOOSE_FD, TRACKER, LINE, CHANNEL, SEGMENT, OUTPUT, FORK, ADOPT})
