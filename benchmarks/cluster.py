@@ -34,6 +34,7 @@ ROWS = (
     ("joblib", "joblib: 5000 no-ops one by one; per call", "us", "embedded", 1.5),
     ("result", "a worker returns an existing 50 MB array", "s", "bare TLS socket, 50 MB", 1 / 0.7),
     ("argument", "a 50 MB array as argument", "s", "bare TLS socket, 50 MB", 1 / 0.7),
+    ("between", "a task's 50 MB array, from the node that has it to another", "s", "bare TLS socket, 50 MB", 1 / 0.7),
     ("task", "scaleout tasks x 3000, then get; per task", "us", "embedded", 2.0),
 )
 
@@ -50,6 +51,10 @@ def measures() -> dict[str, float]:
     from scaleout.multiprocessing import Pool
 
     found = {}
+    started = time.perf_counter()
+    with Pool(1) as pool:
+        pool.apply(negate, (1,))
+        found["connect"] = time.perf_counter() - started
     array = numpy.ones(50 * MB // 8)
     with Pool(2, _make_array) as pool:
         pool.map(negate, range(1000), chunksize=1)
@@ -73,8 +78,32 @@ def measures() -> dict[str, float]:
     task = scaleout.remote(negate)
     scaleout.get([task.remote(number) for number in range(100)])
     found["task"] = _per(3000, lambda: scaleout.get([task.remote(number) for number in range(3000)]))
+    found["between"] = min(_between_s() for _ in range(3))
     scaleout.shutdown()
     return found
+
+
+def _between_s() -> float:
+    """Two tasks that need one array and stay: until both have begun, one of them on the machine that lacks it."""
+    import scaleout
+
+    made = scaleout.remote(_ones).remote(50 * MB // 8)
+    scaleout.wait([made])
+    began = scaleout.remote(_began_at)
+    started = time.time()
+    return float(max(scaleout.get([began.remote(made, number) for number in range(2)])) - started)
+
+
+def _ones(count: int) -> object:
+    import numpy
+
+    return numpy.ones(count)
+
+
+def _began_at(array: object, number: int) -> float:
+    now = time.time()
+    time.sleep(0.5)
+    return now
 
 
 def _per(calls: int, run: Callable[[], object]) -> float:
@@ -224,10 +253,31 @@ def _run(directory: Path, repeat: int) -> dict[str, dict[str, list[float]]]:
                     found[name].setdefault(row, []).append(seconds)
             found["bare"].setdefault("ping", []).append(ping_pong_s(directory / "bare"))
             found["bare"].setdefault("transfer", []).append(transfer_s(directory / "bare"))
-        print(f"`scaleout start` returned after {ready[0]:.2f} s (head) and {ready[1]:.2f} s (node)")
+        print(f"`scaleout start` returned after {ready[0]:.2f} s (head) and {ready[1]:.2f} s (node), of 1 s at most;")
+        connected = statistics.median(found["cluster"]["connect"])
+        print(f"a program has its first result {connected * 1e3:.0f} ms after it asked, of 300 at most;")
+        print(f"{_idle([*command, 'status', '--json'], environ)}\n")
     finally:
         subprocess.run([*command, "stop"], env=environ, check=False, capture_output=True)
     return found
+
+
+def _idle(status: list[str], environ: dict[str, str]) -> str:
+    """What the nodes cost while nobody uses them."""
+    import psutil
+
+    nodes = json.loads(subprocess.run(status, env=environ, check=True, capture_output=True).stdout)
+    processes = [psutil.Process(int(node["pid"])) for node in nodes]
+    processes += [child for process in processes for child in process.children(recursive=True)]
+    time.sleep(1)
+    before = [sum(process.cpu_times()[:2]) for process in processes]
+    time.sleep(10)
+    used = sum(sum(process.cpu_times()[:2]) - cpu for process, cpu in zip(processes, before, strict=True))
+    memory = max(process.memory_full_info().pss for process in processes)
+    return (
+        f"an idle node takes {used / 10 / len(nodes):.2%} of a core, of 0.5 % at most, "
+        f"and {memory / MB:.0f} MB (the larger one, which is the head), of 60 at most"
+    )
 
 
 def _print(found: dict[str, dict[str, list[float]]]) -> None:

@@ -56,7 +56,7 @@ TASKS = """
         while lineage().freed:
             lineage().size_bytes -= lineage().freed.popleft()
         assert lineage().size_bytes == 0
-        assert not lineage()._moving and owner.keeper._transfers.is_idle
+        assert not lineage()._moving and owner.keeper.mirrors.transfers.is_idle
         assert not any(node.mirrored for node in owner.keeper.nodes)
 """
 

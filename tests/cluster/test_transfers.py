@@ -37,7 +37,7 @@ PROGRAM = (
         return float(array.sum())
 
     def transfers():
-        return lineage()._owner.keeper._transfers
+        return lineage()._owner.keeper.mirrors.transfers
 
     def wait_for_nodes(count):
         while len(transfers_of_nodes()) < count:

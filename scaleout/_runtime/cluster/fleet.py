@@ -1,7 +1,7 @@
 """The nodes that lend this driver workers, in the place that `node.keeper` has where the only node is this process.
 
-What the owner shares with each of their workers is in `relayed`. Here: which nodes there are, where workers go, what
-nodes say, what becomes of memory that is mirrored, and links and nodes that are lost.
+What the owner shares with each of their workers is in `relayed`, what becomes of large values in `mirrors`. Here: which
+nodes there are, where workers go, what nodes say, and links and nodes that are lost.
 
 Everything here runs on the reactor thread, except `forget` and what says so.
 """
@@ -9,7 +9,6 @@ Everything here runs on the reactor thread, except `forget` and what says so.
 from __future__ import annotations
 
 import marshal
-import os
 import signal
 import threading
 import time
@@ -17,30 +16,25 @@ from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.dial import NodeRefusal
-from scaleout._runtime.cluster.outbox import OFFSET, Arrival, Piecewise, SharedFile
-from scaleout._runtime.cluster.relayed import RelayedSeat, RemoteNode, pages_of
+from scaleout._runtime.cluster.mirrors import Mirrors
+from scaleout._runtime.cluster.relayed import RelayedSeat, RemoteNode
 from scaleout._runtime.cluster.sources import OwnSources
-from scaleout._runtime.cluster.transfers import Transfers
 from scaleout._runtime.core.placement import choose
 from scaleout._runtime.core.roster import Roster
-from scaleout._runtime.core.warm import WarmRanges, gaps_between
 from scaleout._runtime.node.host import present_state
 from scaleout._runtime.node.reactor import READABLE
-from scaleout._runtime.store import segment
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any
 
     from scaleout._runtime.base.settings import Settings
     from scaleout._runtime.core.resources import Shape
-    from scaleout._runtime.node.objects import ObjectTable
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
-    from scaleout._runtime.store.segment import Extent
 
 
 class Fleet:
@@ -69,11 +63,7 @@ class Fleet:
         self._questions = 0
         self.host = None  # no zygote is ours
         self.sources = OwnSources()
-        self._warm = WarmRanges()  # of our own mirrors
-        self._is_trim_armed = False
-        self._used_at = 0.0
-        self._mirrors: dict[int, SharedFile] = {}  # of what workers have written, by segment
-        self._files: dict[int, SharedFile] = {}  # of what we have sent
+        self.mirrors = Mirrors(reactor, nodes, self.next_question)
         self.peers: dict[int, Peer] = {}
         self.on_exit: Callable[[Peer], None] = lambda peer: None
         self.on_refused: Callable[[Peer, str], None] = lambda peer, reason: None
@@ -83,8 +73,6 @@ class Fleet:
         self.on_place_lost: Callable[[RemoteNode], None] = lambda node: None
         self.on_short: Callable[[RemoteNode, dict[int, int]], None] = lambda node, usage: None
         self.on_leaving: Callable[[RemoteNode], None] = lambda node: None
-        self._absent: set[Extent] = set()  # ranges of mirrors that nothing has come of
-        self._transfers = Transfers(self._tell_at, self.next_question)
         self._teller: RemoteNode | None = None  # by whom we hear of nodes: of a thousand, one is enough
         self._roster = Roster(*listed)
         for node in nodes:
@@ -172,154 +160,6 @@ class Fleet:
         self._questions = (self._questions + 1) & 0xFFFFFFFF or 1
         return self._questions
 
-    # -- large values ----------------------------------------------------------------------------
-
-    def mirror(self, segment_id: int, size_bytes: int) -> int:
-        """The fd of a segment for what lies elsewhere under this id; the caller's to close."""
-        file = SharedFile(segment.create_memory_segment(size_bytes).fd)
-        fd = os.dup(file.fd)
-        self._mirrors[segment_id] = self._files[segment_id] = file
-        return fd
-
-    def file_of(self, segment_id: int, fd: int) -> SharedFile:
-        """To read a segment by while its ranges are being sent."""
-        file = self._files.get(segment_id)
-        if file is None:
-            file = self._files[segment_id] = SharedFile(os.dup(fd))
-        return file
-
-    def mirrored_bytes(self) -> int:
-        """What is here of segments that lie elsewhere."""
-        return sum(os.fstat(file.fd).st_blocks * 512 for file in self._mirrors.values())
-
-    def stay(self, extents: list[Extent]) -> None:
-        """These have been written, and are not here."""
-        self._absent.update(extents)
-
-    def know(self, objects: ObjectTable) -> None:
-        """What is transferred is kept there."""
-        transfers = self._transfers
-        transfers.hold = objects.hold_now
-        transfers.drop = objects.drop
-
-        def file_of(segment_id: int) -> tuple[SharedFile, int]:
-            fd, size_bytes, _ = objects.segment_of(segment_id)
-            return self.file_of(segment_id, fd), size_bytes
-
-        transfers.file_of = file_of
-
-    def transfer(
-        self,
-        place: RemoteNode | None,
-        extents: list[Extent],
-        holders: Iterable[RemoteNode],
-        then: Callable[[bool], object],
-    ) -> None:
-        """Have the bytes of these sent to a node, or here (None), from those that have them; `then(True)` when they are
-        there, `then(False)` if they are not to be had or the node is gone."""
-        outcomes: list[bool] = []
-
-        def ended(is_there: bool) -> None:
-            outcomes.append(is_there)
-            if len(outcomes) == len(extents):
-                then(all(outcomes))
-
-        for extent in list(extents):
-            if place is None:
-                self._absent.discard(extent)
-                self._transfers.want(extent, None, holders, ended)
-            elif place in self.nodes:
-                arrival = self.arrival(place, extent, holders)
-                if isinstance(arrival, Arrival):
-                    arrival.when_ended(ended)
-                else:
-                    ended(True)  # it was sent before
-            else:
-                ended(False)
-
-    def arrival(self, node: RemoteNode, extent: Extent, holders: Iterable[RemoteNode | None]) -> Piecewise | Arrival:
-        """A range as it comes to a node."""
-        arrival = node.mirrored.get(extent)
-        if arrival is None:
-            arrival = node.mirrored[extent] = Arrival()
-            node.warm.reused(pages_of(extent))
-            self._transfers.want(extent, node, holders, partial(self._arrived, node, extent, arrival))
-        return arrival
-
-    def _arrived(self, node: RemoteNode, extent: Extent, arrival: Arrival, is_there: bool) -> None:
-        if not is_there and node.mirrored.get(extent) is arrival:
-            del node.mirrored[extent]
-        arrival.end(is_there)
-        self.reactor.flush_soon(node.link)  # of what has waited for it
-
-    def holders_of(self, extent: Extent) -> list[RemoteNode]:
-        """The nodes that have a range of which the bytes are here, too."""
-        return [node for node in self.nodes if extent[0] in node.home or _has_arrived(node.mirrored.get(extent))]
-
-    def _tell_at(self, node: RemoteNode, data: Any, place: int) -> None:
-        node.link.queue(data, worker_id=place)
-        self.reactor.flush_soon(node.link)
-
-    def writer_died(self, segment_id: int, size_bytes: int, keep: list[Extent]) -> None:
-        """Nobody will write this segment any more, and nobody needs more of it than these ranges. Its node gives the
-        rest of the memory back; with the last range all forget the segment."""
-        if not keep:
-            self._mirrors.pop(segment_id, None)
-            self._files.pop(segment_id, None)
-        for node in self.nodes:
-            if not keep:
-                node.home.discard(segment_id)
-                for extent in [extent for extent in node.mirrored if extent[0] == segment_id]:
-                    node.mirrored.pop(extent).drop()
-                node.warm.forget(segment_id)
-                self._tell(node, frame(frames.FORGET_SEGMENT, number=segment_id))
-            elif segment_id in node.home:
-                gaps = gaps_between([pages_of(extent) for extent in keep], segment_id, size_bytes)
-                self._tell(node, frame(frames.DISCARD, marshal.dumps(gaps)))
-        if not keep:
-            self._warm.forget(segment_id)
-
-    def over(self, extents: list[Extent]) -> None:
-        """Nobody reads these any more."""
-        self._transfers.over(extents)
-        for node in self.nodes:
-            for extent in extents:
-                pieces = node.mirrored.pop(extent, None)
-                if pieces is not None:
-                    pieces.drop()
-                    node.warm.add(pages_of(extent))
-        for extent in extents:
-            if extent in self._absent:
-                self._absent.discard(extent)
-            elif extent[0] in self._mirrors:
-                self._warm.add(pages_of(extent))
-        if max(warm.size_bytes for warm in self._all_warm) > limits.WARM_BYTES:
-            self._trim()
-        elif not self._is_trim_armed:
-            self._is_trim_armed = True
-            self.reactor.call_later(limits.WARM_SECONDS, self._trim_if_idle)
-        self._used_at = time.monotonic()
-
-    @property
-    def _all_warm(self) -> list[WarmRanges]:
-        return [self._warm, *(node.warm for node in self.nodes)]
-
-    def _trim_if_idle(self) -> None:
-        if time.monotonic() - self._used_at < limits.WARM_SECONDS * 0.9:
-            self.reactor.call_later(limits.WARM_SECONDS, self._trim_if_idle)
-            return
-        self._is_trim_armed = False
-        self._trim()
-
-    def _trim(self) -> None:
-        """Give the pages back that nobody needs."""
-        for node in self.nodes:
-            ranges = node.warm.take()
-            if ranges:
-                self._tell(node, frame(frames.DISCARD, marshal.dumps(ranges)))
-        for segment_id, offset, size_bytes in self._warm.take():
-            segment.punch(self._mirrors[segment_id].fd, offset, size_bytes)
-
     # -- from the nodes --------------------------------------------------------------------------
 
     def _on_node(self, node: RemoteNode, events: int) -> None:
@@ -337,7 +177,7 @@ class Fleet:
     def _obey(self, node: RemoteNode, data: bytes) -> None:
         for kind, flag, aux, number, body in node.link.frames(data):
             if kind == frames.PIECE:
-                self._write_piece(number, body)
+                self.mirrors.write(number, body)
                 continue
             if kind == frames.NODES:
                 self._told_of_nodes(*marshal.loads(body))
@@ -346,7 +186,7 @@ class Fleet:
                 node.link.confirmed(number)
                 continue
             if kind == frames.FETCHED:
-                self._transfers.ended(number, not flag)
+                self.mirrors.transfers.ended(number, not flag)
                 continue
             if kind == frames.SHORT:
                 self.on_short(node, marshal.loads(body))
@@ -474,13 +314,6 @@ class Fleet:
     def _resources(self) -> list[dict[str, int]]:
         return [node.room.resources for node in self.nodes]
 
-    def _write_piece(self, segment_id: int, body: bytes) -> None:
-        file = self._mirrors.get(segment_id)
-        if file is not None:
-            offset = OFFSET.unpack_from(body)[0]
-            self._warm.reused(pages_of((segment_id, offset, len(body) - OFFSET.size)))
-            segment.write_all(file.fd, memoryview(body)[OFFSET.size :], offset)
-
     def _node_died(self, node: RemoteNode) -> None:
         """The node is gone, or cut off, and its workers with it; nobody is charged."""
         node.link.bye()
@@ -500,7 +333,7 @@ class Fleet:
             peer.exit_status = -1
             self.on_exit(peer)
         self.on_place_lost(node)
-        self._transfers.place_lost(node)
+        self.mirrors.transfers.place_lost(node)
         self.on_nodes(self._resources)
         self.reactor.call_later(limits.REDIAL_SECONDS, self._reach_all)  # it may only have lost the connection
 
@@ -520,8 +353,7 @@ class Fleet:
             self.reactor.forget_link(node.link)
             node.link.close()
         self.nodes.clear()
-        self._transfers.close()
-        self._close_mirrors()
+        self.mirrors.close()
 
     def give_up_host(self) -> None:
         self.close()
@@ -531,13 +363,4 @@ class Fleet:
         for node in self.nodes:
             node.link.close()
         self.nodes.clear()
-        self._close_mirrors()
-
-    def _close_mirrors(self) -> None:
-        self._mirrors.clear()
-        self._files.clear()
-
-
-def _has_arrived(arrival: Piecewise | Arrival | None) -> bool:
-    """All of it, and not only sent."""
-    return isinstance(arrival, Arrival) and arrival.is_done
+        self.mirrors.forget()

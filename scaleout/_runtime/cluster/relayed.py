@@ -176,11 +176,12 @@ class RelayedSeat:
         node = self.node
         if extent[0] in node.home:
             return
+        mirrors = self._fleet.mirrors
         pieces = node.mirrored.get(extent)
         if pieces is None and extent[2] >= limits.SPREAD_BYTES:
-            pieces = self._fleet.arrival(node, extent, [None, *self._fleet.holders_of(extent)])
+            pieces = mirrors.arrival(node, extent, [None, *mirrors.holders_of(extent)])
         if pieces is None:
-            pieces = node.mirrored[extent] = Piecewise(extent, self._fleet.file_of(extent[0], fd))
+            pieces = node.mirrored[extent] = Piecewise(extent, mirrors.file_of(extent[0], fd))
             node.warm.reused(pages_of(extent))
             self.tell(pieces)
         elif not pieces.is_done:
@@ -188,7 +189,7 @@ class RelayedSeat:
 
     def take_segment(self, segment_id: int, size_bytes: int) -> int:
         self.node.home.add(segment_id)
-        return self._fleet.mirror(segment_id, size_bytes)
+        return int(self._fleet.mirrors.mirror(segment_id, size_bytes))
 
     def when_settled(self, then: Callable[[], object]) -> None:
         number = self._fleet.next_question()

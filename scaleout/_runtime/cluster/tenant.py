@@ -23,6 +23,7 @@ from scaleout._runtime.cluster import places
 from scaleout._runtime.cluster.bulk import Puller
 from scaleout._runtime.cluster.node_link import NodeLink
 from scaleout._runtime.cluster.outbox import OFFSET, Piecewise, SharedFile
+from scaleout._runtime.cluster.outputs import Outputs
 from scaleout._runtime.core.resources import Devices
 from scaleout._runtime.node.host import Host, present_state
 from scaleout._runtime.node.reactor import READABLE
@@ -61,7 +62,6 @@ class Resident:
         self.known_segments: set[int] = set()
         self.writes_large = False
         self.pid = 0
-        self.outputs: dict[int, Output] = {}  # by the fd that we read
         self.told: bytes = b""  # its control page, as the driver knows it
         self.restless_until = 0.0  # its control page may change without a word
 
@@ -79,52 +79,6 @@ class Gpus:
 
     def give_back(self, worker: tuple[int, int]) -> None:
         self._devices.give_back(worker)
-
-
-class Output:
-    """What a worker writes to its stdout or stderr: a pipe, and the line that is not whole yet."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.fd, self.theirs = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.fd, False)
-        self.line = b""
-        self.last = b""  # the line that came last, and how often it did
-        self.times = 0
-        self.is_unfolding = False
-
-    def close_theirs(self) -> None:
-        """The worker has it, or there will be none."""
-        theirs, self.theirs = self.theirs, -1
-        if theirs >= 0:
-            os.close(theirs)
-
-    def take(self, data: bytes) -> list[bytes]:
-        """The lines that are whole now; too long ones in parts. At the end of the stream (b"") what is left."""
-        *lines, self.line = (self.line + data).split(b"\n")
-        if len(self.line) > limits.LINE_BYTES or (self.line and not data):
-            lines.append(self.line)
-            self.line = b""
-        return lines
-
-    def fold(self, lines: list[bytes]) -> list[bytes]:
-        """Without those that repeat the one before them, from the FOLDED_LINES-th on; how many there were comes with
-        the next that does not, or from `unfold`."""
-        kept = []
-        for line in lines:
-            if line != self.last:
-                kept += self.unfold()
-                self.last = line
-                self.times = 0
-            self.times += 1
-            if self.times <= limits.FOLDED_LINES:
-                kept.append(line)
-        return kept
-
-    def unfold(self) -> list[bytes]:
-        """What is to be said of those that were left out."""
-        more, self.times = self.times - limits.FOLDED_LINES, min(self.times, limits.FOLDED_LINES)
-        return [b"[the line before came %d more times]" % more] if more > 0 else []
 
 
 class Tenant:
@@ -150,7 +104,6 @@ class Tenant:
         self.session = session  # by which the driver comes back when it has lost the connection
         self._broken_times = 0
         self._attempt = 0  # the driver's, at coming back
-        self._node_id = node_id
         self._gpus = gpus
         self._settings = settings
         self._sources_dir = sources_dir
@@ -167,9 +120,7 @@ class Tenant:
         self._residents: dict[int, Resident] = {}
         self._segments: dict[int, SharedFile] = {}  # all that is mirrored here or was written here
         self._is_ticking = False
-        self._may_print_bytes = float(limits.OUTPUT_BYTES_PER_SECOND)
-        self._printed_at = time.monotonic()
-        self._unprinted = 0
+        self._outputs = Outputs(node_id, self._watch, reactor.forget, self._call_later, self._say)
         self._orders: dict[int, Callable[[int, int, int, bytes], None]] = {
             frames.RELAY: self._relay,
             frames.FORK: self._fork,
@@ -313,62 +264,13 @@ class Tenant:
         resident = self._residents.get(number)
         if resident is None:
             return  # the zygote died in between, and it was said that the worker is gone
-        for stream in (1, 2):
-            output = Output(stream)
-            resident.outputs[output.fd] = output
-            self._watch(output.fd, partial(self._on_output, resident, output))
+        outputs = self._outputs.open(resident)
         host = self._need_host()
-        host.connect_outputs(*(output.theirs for output in resident.outputs.values()))
-        for output in resident.outputs.values():
+        host.connect_outputs(*(output.theirs for output in outputs))
+        for output in outputs:
             output.close_theirs()
         host.fork(number, resident.seat.take_theirs())
         self._reactor.flush_soon(host.link)
-
-    # -- what workers print ----------------------------------------------------------------------
-
-    def _on_output(self, resident: Resident, output: Output, events: int) -> None:
-        try:
-            data = os.read(output.fd, limits.RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._print(resident, output.number, output.fold(output.take(data)))
-        if output.times > limits.FOLDED_LINES and not output.is_unfolding:
-            output.is_unfolding = True
-            self._call_later(limits.FOLD_SECONDS, partial(self._unfold, resident, output))
-        if not data:
-            self._end_output(resident, output)
-
-    def _unfold(self, resident: Resident, output: Output) -> None:
-        output.is_unfolding = False
-        self._print(resident, output.number, output.unfold())
-
-    def _end_output(self, resident: Resident, output: Output) -> None:
-        self._print(resident, output.number, output.unfold())
-        self._reactor.forget(output.fd)
-        os.close(output.fd)
-        output.close_theirs()
-        del resident.outputs[output.fd]
-
-    def _print(self, resident: Resident, number: int, lines: list[bytes]) -> None:
-        if not lines:
-            return
-        mark = f"({self._node_id}, pid {resident.pid}) ".encode()
-        text = b"".join(mark + line + b"\n" for line in lines)
-        now = time.monotonic()
-        rate = limits.OUTPUT_BYTES_PER_SECOND
-        self._may_print_bytes = min(float(rate), self._may_print_bytes + (now - self._printed_at) * rate)
-        self._printed_at = now
-        if len(text) > self._may_print_bytes:
-            self._unprinted += len(lines)
-            return
-        self._may_print_bytes -= len(text)
-        if self._unprinted:
-            text = mark + f"[{self._unprinted} lines were left out: too many at once]\n".encode() + text
-            self._unprinted = 0
-        for start in range(0, len(text), limits.PIECE_BYTES):
-            self._say(frame(frames.PRINTED, text[start : start + limits.PIECE_BYTES], aux=number))
 
     def _kill(self, flag: int, aux: int, number: int, body: bytes) -> None:
         if self._host is not None and number in self._residents:
@@ -624,11 +526,7 @@ class Tenant:
                 self._hand_on(resident, data)
             else:
                 resident.is_stream_over = True
-        for output in list(resident.outputs.values()):
-            self._on_output(resident, output, READABLE)  # a grandchild may hold the other end: what is there, then end
-            if output.fd in resident.outputs:
-                self._print(resident, output.number, output.fold(output.take(b"")))
-                self._end_output(resident, output)
+        self._outputs.end(resident)
         self._tell_words(resident)
         self._say(last_word, resident.worker_id)
         del self._residents[resident.worker_id]
@@ -651,8 +549,7 @@ class Tenant:
         self._reactor.forget_link(self._link)
         self._link.close()
         for resident in self._residents.values():
-            for output in list(resident.outputs.values()):
-                self._end_output(resident, output)
+            self._outputs.close(resident)
             self._forget(resident)
         self._residents.clear()
         if self._host is not None:

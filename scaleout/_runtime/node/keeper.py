@@ -31,6 +31,30 @@ if TYPE_CHECKING:
     from scaleout._runtime.store.segment import Extent
 
 
+class NoMirrors:
+    """For where all memory is on this machine: see `cluster.mirrors`."""
+
+    def know(self, objects: Any) -> None:
+        """What is transferred is kept there: nothing is."""
+
+    def mirrored_bytes(self) -> int:
+        """Of segments that lie elsewhere."""
+        return 0
+
+    def stay(self, extents: list[Extent]) -> None:
+        """These are elsewhere: nothing is."""
+
+    def transfer(self, place: Any, extents: list[Extent], holders: Any, then: Callable[[bool], object]) -> None:
+        """All is here."""
+        then(True)
+
+    def over(self, extents: list[Extent]) -> None:
+        """There are no copies."""
+
+    def writer_died(self, segment_id: int, size_bytes: int, keep: list[Extent]) -> None:
+        """The same."""
+
+
 class ZygoteKeeper:
     """See the module's docstring. `host` may be a zygote that is warm from before."""
 
@@ -39,6 +63,7 @@ class ZygoteKeeper:
         self._max_processes = max_processes
         self._deaths: deque[float] = deque(maxlen=limits.ZYGOTE_RESTARTS_PER_MINUTE)
         self.host = host
+        self.mirrors = NoMirrors()
         self._seats = SeatSupply(reactor)
         self.peers: dict[int, Peer] = {}  # the workers that were asked for and are not gone, by worker_id
         self.on_exit: Callable[[Peer], None] = lambda peer: None
@@ -107,26 +132,6 @@ class ZygoteKeeper:
 
     has_places = False
     """All workers are on this machine."""
-
-    def mirrored_bytes(self) -> int:
-        """Of segments that lie elsewhere."""
-        return 0
-
-    def stay(self, extents: list[Extent]) -> None:
-        """These are elsewhere: nothing is."""
-
-    def know(self, objects: Any) -> None:
-        """What is transferred is kept there: nothing is."""
-
-    def transfer(self, place: Any, extents: list[Extent], holders: Any, then: Callable[[bool], object]) -> None:
-        """There is nothing that is elsewhere."""
-        then(True)
-
-    def over(self, extents: list[Extent]) -> None:
-        """Nobody reads these any more; there are no copies of them."""
-
-    def writer_died(self, segment_id: int, size_bytes: int, keep: list[Extent]) -> None:
-        """Nobody needs more than these of a dead worker's segment; there are no copies of it."""
 
     def _need_host(self) -> Host:
         if self.host is None:

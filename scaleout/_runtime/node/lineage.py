@@ -103,7 +103,7 @@ class Lineage:
         entry: Entry = task.sink
         if entry.status == ledger.PENDING:  # else it was cancelled in the meantime
             stored.places = (place,)
-            self._owner.keeper.stay(stored.extents)
+            self._owner.keeper.mirrors.stay(stored.extents)
             entry.recipe = Recipe(self, task, entry)
             self._staying.add(entry)
             if place in self._leaving or self.size_bytes > limits.LINEAGE_BYTES:
@@ -148,7 +148,7 @@ class Lineage:
         else:
             self._moving[stored, place] = [(entry, function)]
             moved = partial(self._moved, stored, place)
-            self._owner.keeper.transfer(place, stored.extents, stored.places, moved)
+            self._owner.keeper.mirrors.transfer(place, stored.extents, stored.places, moved)
 
     def _moved(self, stored: StoredObject, place: Any, is_there: bool) -> None:
         waiting = self._moving.pop((stored, place))

@@ -74,10 +74,10 @@ class Owner:
         self._ending: list[CallbackThread] = []  # of groups that have ended
         self.keeper = keeper_of(self.reactor)
         self.objects = ObjectTable(settings, self.reactor, self.keeper.peers)
-        self.keeper.know(self.objects)
+        self.keeper.mirrors.know(self.objects)
         self.callables = CallableTable(encoder, book, self.objects.pack)
         self.lineage = Lineage(self)
-        self.objects.mirrored_bytes = self.keeper.mirrored_bytes
+        self.objects.mirrored_bytes = self.keeper.mirrors.mirrored_bytes
         self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.errands, self)
         self.actors = Actors(self)
         self.clerk.answers = Answers(self)
@@ -109,8 +109,8 @@ class Owner:
         self.keeper.on_place_lost = self.lineage.place_lost
         self.keeper.on_leaving = self.lineage.leaves
         self.keeper.on_short = self._memory_watch.node_is_short
-        self.objects.on_over = self.keeper.over
-        self.objects.on_writer_died = self.keeper.writer_died
+        self.objects.on_over = self.keeper.mirrors.over
+        self.objects.on_writer_died = self.keeper.mirrors.writer_died
         self.objects.send_soon = self.lender.send_soon
         self._effects: dict[str, Callable[..., None]] = {
             "start": self._supervisor.start,
