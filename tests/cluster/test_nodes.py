@@ -255,3 +255,90 @@ def test_a_worker_that_prints_without_end_is_not_held_up(cluster: Cluster) -> No
     assert program.returncode == 0, errors
     assert re.search(r"\[\d+ lines were left out", output)
     assert len(output) < 20_000_000
+
+
+GPU_USER = """
+    import os, sys, time
+    import scaleout
+
+    @scaleout.remote(num_gpus=1, max_retries=0)
+    def hold(seconds):
+        path = "device" + os.environ["CUDA_VISIBLE_DEVICES"]
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        time.sleep(seconds)
+        os.unlink(path)
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    @scaleout.remote(num_gpus=2)
+    def hold_both():
+        for device in "01":
+            os.close(os.open("device" + device, os.O_CREAT | os.O_EXCL))
+        time.sleep(0.05)
+        for device in "01":
+            os.unlink("device" + device)
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    if __name__ == "__main__":
+        refs = [hold.remote(0.01) if number % 5 else hold_both.remote() for number in range(20)]
+        assert {*scaleout.get(refs)} <= {"0", "1", "0,1"}
+        print("well")
+"""
+
+
+def test_programs_share_the_gpus_of_a_node_and_nobody_has_one_that_another_has(cluster: Cluster) -> None:
+    cluster.start_head("--num-gpus", "2")
+    programs = [cluster.start(GPU_USER) for _ in range(3)]
+    assert [finish(program) for program in programs] == ["well\n"] * 3
+
+
+def test_who_waits_for_a_gpu_and_is_not_wanted_any_more(cluster: Cluster) -> None:
+    cluster.start_head("--num-gpus", "1")
+    keeper = cluster.start(
+        """
+        import sys, scaleout
+
+        @scaleout.remote(num_gpus=1)
+        class Keeper:
+            def ready(self):
+                return True
+
+        if __name__ == "__main__":
+            keeper = Keeper.remote()
+            assert scaleout.get(keeper.ready.remote())
+            print("has it", flush=True)
+            sys.stdin.read()
+        """,
+        stdin=True,
+    )
+    assert read_line(keeper) == "has it"
+    said = cluster.run(
+        """
+        import scaleout
+        from scaleout.errors import GetTimeoutError, TaskCancelledError
+
+        @scaleout.remote(num_gpus=1)
+        def use():
+            return 1
+
+        @scaleout.remote
+        def plain():
+            return 2
+
+        if __name__ == "__main__":
+            ref = use.remote()
+            try:
+                scaleout.get(ref, timeout=1)
+            except GetTimeoutError:
+                scaleout.cancel(ref)
+            try:
+                scaleout.get(ref)
+            except TaskCancelledError:
+                print("cancelled")
+            other = use.remote()
+            assert scaleout.get(plain.remote()) == 2
+            print("well")
+        """
+    )
+    assert said == "cancelled\nwell\n"
+    kill(keeper.pid)
+    assert cluster.run(GPU_USER.replace("hold_both.remote()", "hold.remote(0.01)").replace('"0,1"', '"0"')) == "well\n"

@@ -201,6 +201,23 @@ def test_one_more_than_there_are_gets_the_freest() -> None:
     assert devices.take(4, 2 * MILLI) == [0, 1]
 
 
+@given(st.lists(st.sampled_from([0, 250, 500, 750, 1000, 1500, 2000, 2500, 3000]), max_size=8))
+def test_what_there_is_can_be_taken_without_a_device_taken_twice(amounts: list[int]) -> None:
+    devices = Devices(3)
+    used = dict.fromkeys(range(3), 0)
+    for worker, amount in enumerate(amounts):
+        if devices.has(amount):
+            parts = [MILLI] * (amount // MILLI) + ([amount % MILLI] if amount % MILLI else [])
+            taken = devices.take(worker, amount)
+            assert len(taken) == len(parts)
+            before = sum(used.values())
+            for number, part in devices._taken[worker]:
+                used[number] += part
+            assert sum(used.values()) == before + amount
+            assert max(used.values()) <= MILLI
+    assert not devices.has(3001) and devices.has(0)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0, 250, 500, 1000, 1500, 3000]))))
 def test_what_is_given_back_is_free(steps: list[tuple[int, int]]) -> None:
     devices = Devices(2)

@@ -16,6 +16,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import deque
 from functools import partial
 
 from scaleout._runtime.base import limits, memory
@@ -46,6 +47,11 @@ if TYPE_CHECKING:
 STORED_AT = {frames.SUBMIT: 3, frames.CREATE_ACTOR: 2, frames.FUNCTION: 0, frames.INITIALIZER_FAILED: 0}
 """Where in the bodies of these the stored value is; in others it is the body, or the first part of it."""
 
+OF_WORKERS = frozenset(
+    {frames.RELAY, frames.FORK, frames.KILL, frames.WORD, frames.LOOK, frames.INTRODUCE, frames.UNSEAT}
+)
+"""Orders whose number is a worker's."""
+
 FETCHES = 1 << 63
 """With the number of a FETCH, the place in the outbox of what is sent for it, which nothing else waits for."""
 
@@ -67,18 +73,31 @@ class Resident:
 
 
 class Gpus:
-    """The GPUs of this machine, shared by all its tenants."""
+    """The GPUs of this machine, shared by all its tenants: who comes first has them first, and nobody has one that
+    another still has. A worker is named by its tenant and number."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self._devices = Devices(len(names))
+        self._queue: deque[tuple[tuple[int, int], int, Callable[[dict[str, str]], object]]] = deque()
 
-    def environment_of(self, worker: tuple[int, int], amount: int) -> dict[str, str]:
-        """What a worker that was granted so much, in thousandths, has in its environment."""
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self._names[number] for number in self._devices.take(worker, amount))}
+    def request(self, worker: tuple[int, int], amount: int, then: Callable[[dict[str, str]], object]) -> None:
+        """So much, in thousandths, for a worker that is to be: `then(what it has in its environment)`, at once or when
+        they are free."""
+        self._queue.append((worker, amount, then))
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._queue and self._devices.has(self._queue[0][1]):
+            worker, amount, then = self._queue.popleft()
+            names = [self._names[number] for number in self._devices.take(worker, amount)]
+            then({"CUDA_VISIBLE_DEVICES": ",".join(names)})
 
     def give_back(self, worker: tuple[int, int]) -> None:
+        """It is gone, or will not be."""
+        self._queue = deque(entry for entry in self._queue if entry[0] != worker)
         self._devices.give_back(worker)
+        self._serve()
 
 
 class Tenant:
@@ -118,6 +137,7 @@ class Tenant:
         self._state: dict[str, Any] = {}
         self._seats = SeatSupply(reactor)
         self._residents: dict[int, Resident] = {}
+        self._held: dict[int, list[tuple[int, int, int, bytes]]] = {}  # orders for workers that wait for their GPUs
         self._segments: dict[int, SharedFile] = {}  # all that is mirrored here or was written here
         self._is_ticking = False
         self._outputs = Outputs(node_id, self._watch, reactor.forget, self._call_later, self._say)
@@ -200,7 +220,10 @@ class Tenant:
                 self.break_off()
             return
         for kind, flag, aux, number, body in self._link.frames(data):
-            self._orders[kind](flag, aux, number, body)
+            if self._held and kind in OF_WORKERS and number in self._held:
+                self._hold(kind, flag, aux, number, body)
+            else:
+                self._orders[kind](flag, aux, number, body)
             if self._is_closed:
                 return
         self._reactor.flush_soon(self._link)  # of confirmations
@@ -244,13 +267,35 @@ class Tenant:
     def _greet(self, flag: int, aux: int, number: int, body: bytes) -> None:
         """The first of a worker that is to be."""
         info, gpus = marshal.loads(body)
+        if gpus:
+            self._held[number] = []
+            self._gpus.request((id(self), number), gpus, partial(self._safely, self._granted, number, info))
+        else:
+            self._seat_worker(number, info)
+
+    def _granted(self, number: int, info: dict[str, Any], environment: dict[str, str]) -> None:
+        """Its GPUs are free: what the driver has said of it since is done now."""
+        held = self._held.pop(number)
+        self._seat_worker(number, {**info, "environment": {**(info["environment"] or {}), **environment}})
+        for kind, flag, aux, body in held:
+            self._orders[kind](flag, aux, number, body)
+
+    def _hold(self, kind: int, flag: int, aux: int, number: int, body: bytes) -> None:
+        """Said of a worker that waits for its GPUs."""
+        if kind in (frames.KILL, frames.UNSEAT):
+            del self._held[number]
+            self._gpus.give_back((id(self), number))
+            if kind == frames.KILL:
+                self._say(frame(frames.EXITED, aux=aux, number=number), number)
+        else:
+            self._held[number].append((kind, flag, aux, body))
+
+    def _seat_worker(self, number: int, info: dict[str, Any]) -> None:
         resident = self._residents[number] = Resident(number, self._seats.take())
         resident.seat.words[control_page.ALLOWANCE_BYTES] = self._settings.store_bytes
         self._watch(resident.link.fileno(), partial(self._on_worker, resident))
         info["spill_dir"] = self._settings.spill_dir
         info["modules"] = info["modules"][0], self._sources_dir, self._work_dir
-        if gpus:
-            info["environment"] = {**(info["environment"] or {}), **self._gpus.environment_of((id(self), number), gpus)}
         resident.seat.greet({**info, "parent_pid": os.getpid()})
         self._reactor.flush_soon(resident.link)
 
@@ -552,6 +597,9 @@ class Tenant:
             self._outputs.close(resident)
             self._forget(resident)
         self._residents.clear()
+        for number in list(self._held):
+            self._gpus.give_back((id(self), number))
+        self._held.clear()
         if self._host is not None:
             self._reactor.forget_link(self._host.link)
             self._host.end()

@@ -353,7 +353,13 @@ class Group:
     @property
     def demand(self) -> tuple[int, int]:
         """(how many slots it holds, how many more it could use)"""
-        return self.busy, self._queued
+        queued = self._queued
+        if not self.holds_devices:
+            return self.busy, queued
+        # A worker that idles, or comes, has its devices already: as long as it has something to do, they are its own.
+        idle = self.asked + sum(1 for lane in self.lanes if lane.state in SERVING and not lane.inflight)
+        kept = min(idle, queued)
+        return self.busy + kept, queued - kept
 
     @property
     def has_work(self) -> bool:

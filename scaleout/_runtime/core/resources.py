@@ -93,6 +93,12 @@ class Devices:
         self._free = [MILLI] * count
         self._taken: dict[Worker, list[tuple[int, int]]] = {}
 
+    def has(self, amount: int) -> bool:
+        """Whether so much is free: whole devices, and what is left over of another one."""
+        whole, part = divmod(amount, MILLI)
+        free = sorted(self._free, reverse=True)
+        return whole <= free.count(MILLI) and (not part or (len(free) > whole and free[whole] >= part))
+
     def take(self, worker_id: Worker, amount: int) -> list[int]:
         """The devices for a worker that was granted so much. One whose predecessor has not left yet gets the freest."""
         taken: list[tuple[int, int]] = []
