@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import marshal
 import os
 import random
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clusters import DEADLINE_S, Cluster, finish, kill, read_line
@@ -18,7 +22,8 @@ from test_lineage import TASKS
 
 from scaleout._runtime.cluster import bulk, keys, tls
 from scaleout._runtime.cluster.admission import receive_frame
-from scaleout._runtime.cluster.outbox import SharedFile
+from scaleout._runtime.cluster.outbox import Piecewise, SharedFile
+from scaleout._runtime.cluster.transfers import Transfers
 from scaleout._runtime.store import segment
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
@@ -123,11 +128,98 @@ def test_a_node_is_killed_in_the_midst_of_it(cluster: Cluster, victim: str) -> N
     assert finish(program) == "well\n"
 
 
+# -- what the driver arranges, without nodes ---------------------------------------------------------
+
+
+class Told:
+    """A node that is told things."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.reading = f"may read at {address}"
+        self.kinds: list[int] = []
+        self.pulled_from: list[str] = []
+
+    def hear(self, data: Any) -> int:
+        if isinstance(data, Piecewise):
+            self.kinds.append(frames.PIECE)
+            return 0
+        length, kind, _, _, number = frames.HEADER.unpack_from(data)
+        self.kinds.append(kind)
+        if kind == frames.PULL:
+            self.pulled_from.append(marshal.loads(data[frames.HEADER_BYTES :])[2])
+        return int(number)
+
+
+def transfers_to(nodes: list[Told]) -> tuple[Transfers, list[int], Counter[Any]]:
+    """With the numbers of what was asked, and how often each range is held."""
+    numbers: list[int] = []
+    held: Counter[Any] = Counter()
+    next_number = itertools.count(1)
+
+    def tell(node: Any, data: Any, place: int) -> None:
+        number = node.hear(data)
+        if number:
+            numbers.append(number)
+
+    transfers = Transfers(tell, next_number.__next__)
+    transfers.file_of = lambda segment_id: (SharedFile(os.open(os.devnull, os.O_RDONLY)), 1 << 30)
+    transfers.hold = held.update
+    transfers.drop = held.subtract
+    return transfers, numbers, held
+
+
+EXTENT = (7, 4096, 1 << 20)
+
+
+def test_what_the_driver_sends_begins_with_the_segment() -> None:
+    node: Any = Told("a")
+    transfers, numbers, held = transfers_to([node])
+    ended: list[bool] = []
+    transfers.want(EXTENT, node, [None], ended.append)
+    assert node.kinds == [frames.INTRODUCE, frames.PIECE, frames.PULL] and node.pulled_from == [""]
+    assert held[EXTENT] == 1 and not ended
+    transfers.ended(numbers[-1], True)
+    assert ended == [True] and held[EXTENT] == 0 and transfers.is_idle
+
+
+def test_a_node_that_fails_to_pull_gets_it_from_another() -> None:
+    first, second, third = nodes = [Told(name) for name in "abc"]
+    transfers, numbers, held = transfers_to(nodes)
+    ended: list[bool] = []
+    holders: Any = [first, second, None]
+    transfers.want(EXTENT, third, holders, ended.append)  # type: ignore[arg-type]
+    for _ in range(2):
+        transfers.ended(numbers[-1], False)
+    assert third.pulled_from == ["a", "b", ""] and not ended and held[EXTENT] == 1
+    transfers.ended(numbers[-1], False)
+    assert ended == [False] and held[EXTENT] == 0 and transfers.is_idle
+
+
+def test_nodes_that_are_lost_and_values_that_are_over() -> None:
+    first, second, third = nodes = [Told(name) for name in "abc"]
+    transfers, numbers, held = transfers_to(nodes)
+    ended: list[tuple[str, bool]] = []
+    holders: Any = [first]
+    for name, place in (("second", second), ("third", third), ("here", None)):
+        transfers.want(EXTENT, place, holders, lambda is_there, name=name: ended.append((name, is_there)))  # type: ignore
+    assert second.pulled_from == ["a"] and third.pulled_from == []
+    transfers.place_lost(second)  # type: ignore[arg-type]
+    assert ended == [("second", False)] and third.pulled_from == ["a"]
+    transfers.place_lost(first)  # type: ignore[arg-type]
+    transfers.ended(numbers[-1], False)  # as the third one says
+    assert sorted(ended) == [("here", False), ("second", False), ("third", False)]
+    assert transfers.is_idle and not +held
+    transfers.want(EXTENT, third, [None], lambda is_there: ended.append(("again", is_there)))  # type: ignore[arg-type]
+    transfers.close()
+    assert ended[-1] == ("again", False) and transfers.is_idle
+
+
 # -- from node to node, without nodes ---------------------------------------------------------------
 
 
 class Holder:
-    """Has segments, for whoever knows the session, and is asked for them as a node is."""
+    """Has segments, for whoever may read them, and is asked for them as a node is."""
 
     def __init__(self, home: Path) -> None:
         keys.Authority(home)
@@ -158,11 +250,11 @@ class Holder:
             sock.close()
             return
         self.asked += 1
-        bulk.serve(secure, body, lambda session, segment_id: self.files.get((session, segment_id)))
+        bulk.serve(secure, body, lambda reading, segment_id: self.files.get((reading, segment_id)))
 
-    def pull(self, address: str, extent: segment.Extent, file: SharedFile, session: str = "ours") -> Future[bool]:
+    def pull(self, address: str, extent: segment.Extent, file: SharedFile, reading: str = "ours") -> Future[bool]:
         is_there: Future[bool] = Future()
-        self.puller.pull(address, session, extent, file, is_there.set_result)
+        self.puller.pull(address, reading, extent, file, is_there.set_result)
         return is_there
 
     def close(self) -> None:
@@ -200,7 +292,7 @@ def test_ranges_arrive_as_they_are_over_one_connection(holder: Holder) -> None:
     assert holder.asked == 1
 
 
-def test_who_does_not_know_the_session_gets_nothing(holder: Holder) -> None:
+def test_who_may_not_read_gets_nothing(holder: Holder) -> None:
     holder.files["ours", 7] = file_with(b"secret", 0)
     target = SharedFile(segment.create_memory_segment(1 << 30).fd)
     assert not holder.pull(holder.address, (7, 0, 6), target, "another").result(DEADLINE_S)

@@ -1,10 +1,10 @@
 """Ranges of segments from node to node, over connections of their own, received straight into the segment.
 
-    puller -> node    PULL marshal of (session, extent, from which of its bytes on); again for the next one
+    puller -> node    PULL marshal of (reading, extent, from which of its bytes on); again for the next one
     node -> puller    PULL with flag 1 if it has no such thing; else with flag 0, and then the bytes as they are
 
-A connection that breaks is made anew, and goes on where the other stopped. The session, which only a driver knows and
-tells, is what gives a node the right to see what another node has of that driver.
+A connection that breaks is made anew, and goes on where the other stopped. What is shown for `reading`, which only a
+driver knows and tells, is what gives a node the right to see what another node has of that driver.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ ASKED_BYTES = 4096
 def serve(sock: ssl.SSLSocket, body: bytes, find: Callable[[str, int], SharedFile | None]) -> None:
     """Answer the requests of another node, of which `body` is the first, until it asks no more. Closes the socket.
 
-    `find(session, segment id)` is called in this thread.
+    `find(reading, segment id)` is called in this thread.
     """
     try:
         while True:
-            session, (segment_id, offset, size_bytes), done_bytes = marshal.loads(body)
-            file = find(session, segment_id)
+            reading, (segment_id, offset, size_bytes), done_bytes = marshal.loads(body)
+            file = find(str(reading), int(segment_id))
             sock.settimeout(limits.SILENCE_SECONDS)
             sock.sendall(frame(frames.PULL, flag=int(file is None)))
             while file is not None and done_bytes < size_bytes:
@@ -64,6 +64,10 @@ def serve(sock: ssl.SSLSocket, body: bytes, find: Callable[[str, int], SharedFil
         sock.close()
 
 
+class _Silent(ClusterError):
+    """It is of no use to try again soon."""
+
+
 class Puller:
     """Fetches what its node is to have of segments that lie at other nodes, a few at a time."""
 
@@ -71,37 +75,38 @@ class Puller:
         self._identity = identity
         self._idle: dict[str, list[tuple[float, ssl.SSLSocket]]] = {}  # connections, by address, and since when
         self._used: set[ssl.SSLSocket] = set()
+        self._silent_until: dict[str, float] = {}  # by address: nobody answered there
         self._is_closed = False
         self._lock = threading.Lock()
         self._executor = concurrent.futures.ThreadPoolExecutor(limits.PULLS, thread_name_prefix="scaleout-pull")
 
     def pull(
-        self, address: str, session: str, extent: Extent, file: SharedFile, then: Callable[[bool], object]
+        self, address: str, reading: str, extent: Extent, file: SharedFile, then: Callable[[bool], object]
     ) -> None:
         """Any thread; `then(whether it is there)` is called in another one."""
-        self._executor.submit(self._pull, address, session, extent, file, then)
+        self._executor.submit(self._pull, address, reading, extent, file, then)
 
     def close(self) -> None:
-        self._is_closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._drop_idle(float("inf"))
         with self._lock:
+            self._is_closed = True
             for sock in self._used:  # whoever reads there is not to keep the process
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def _pull(
-        self, address: str, session: str, extent: Extent, file: SharedFile, then: Callable[[bool], object]
+        self, address: str, reading: str, extent: Extent, file: SharedFile, then: Callable[[bool], object]
     ) -> None:
         is_there = False
         try:
-            is_there = self._receive_all(address, session, extent, file)
+            is_there = self._receive_all(address, reading, extent, file)
         except (ClusterError, OSError, ValueError, TypeError, EOFError):
             pass  # the driver says what is done about it
         finally:
             then(is_there)
 
-    def _receive_all(self, address: str, session: str, extent: Extent, file: SharedFile) -> bool:
+    def _receive_all(self, address: str, reading: str, extent: Extent, file: SharedFile) -> bool:
         _, offset, size_bytes = extent
         done_bytes = 0
         # Reserved first: what is mapped and has no page when memory has run out kills the process.
@@ -114,7 +119,7 @@ class Puller:
                     sock = self._connection(address)
                     with memoryview(mapping) as view:
                         try:
-                            sock.sendall(frame(frames.PULL, marshal.dumps((session, extent, done_bytes))))
+                            sock.sendall(frame(frames.PULL, marshal.dumps((reading, extent, done_bytes))))
                             if not _accepts(sock):
                                 self._give_back(address, sock)
                                 return False
@@ -131,7 +136,7 @@ class Puller:
                 except (ClusterError, OSError) as error:
                     if done_bytes > before:
                         deadline = time.monotonic() + limits.RESUME_SECONDS
-                    is_gone = isinstance(error.__cause__, ConnectionRefusedError)
+                    is_gone = isinstance(error, _Silent) or isinstance(error.__cause__, ConnectionRefusedError)
                     if is_gone or self._is_closed or time.monotonic() > deadline:
                         raise
                     time.sleep(limits.RESUME_PAUSE_SECONDS)
@@ -144,10 +149,21 @@ class Puller:
                 sock = idle.pop()[1]
                 self._used.add(sock)
                 return sock
-        sock, _ = dial.connect(address, tls.client_context(self._identity))
+        if time.monotonic() < self._silent_until.get(address, 0.0):
+            raise _Silent(f"nobody answered at {address} a moment ago")
+        try:
+            sock, _ = dial.connect(address, tls.client_context(self._identity))
+        except ClusterError as error:
+            if isinstance(error.__cause__, TimeoutError):  # that others need not wait for the same
+                self._silent_until[address] = time.monotonic() + limits.RESUME_SECONDS
+            raise
         sock.settimeout(limits.SILENCE_SECONDS)
         with self._lock:
             self._used.add(sock)
+            is_late = self._is_closed
+        if is_late:
+            self._close(sock)
+            raise _Silent("the node ends")
         return sock
 
     def _close(self, sock: ssl.SSLSocket) -> None:
@@ -187,13 +203,13 @@ def _accepts(sock: ssl.SSLSocket) -> bool:
     return not flag
 
 
-def find_in(tenants: Any, post: Callable[[Callable[[], None]], None], session: str, segment_id: int) -> Any:
-    """The segment as the tenant of that session has it, asked of the thread that tenants live on; None if there is
-    none, or the thread has ended."""
+def find_in(tenants: Any, post: Callable[[Callable[[], None]], None], reading: str, segment_id: int) -> Any:
+    """The segment, as that tenant has it which may be read with that: asked of the thread that tenants live on. None if
+    there is none, or the thread has ended."""
     answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def look() -> None:
-        tenant = next((tenant for tenant in tenants if tenant.session == session), None)
+        tenant = next((tenant for tenant in tenants if tenant.reading == reading), None)
         answer.set_result(None if tenant is None else tenant.segment(segment_id))
 
     post(look)

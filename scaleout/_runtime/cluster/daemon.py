@@ -82,6 +82,7 @@ class Daemon:
         self._tenants: list[Tenant] = []
         self._nodes: tuple[int, list[Any]] = (0, [])  # as drivers are told, and the list's version
         self._watches_memory = False
+        self._told_short: set[Tenant] = set()  # since memory has run short
         self._head: Head | None = None
         self._agent: Agent | None = None
         self._record = self._local / f"node-{self.node_id}.json"
@@ -227,7 +228,7 @@ class Daemon:
             come_back = str(asked["session"]), int(asked["attempt"]), int(asked["arrived"])
             self._reactor.post(partial(self._resume, sock, *come_back))
             return
-        session = secrets.token_hex(16)
+        session, reading = secrets.token_hex(16), secrets.token_hex(16)
         assert self._agent is not None
         reply = self._agent.nodes()
         nodes = self._nodes if reply is None else _described(reply)
@@ -236,10 +237,11 @@ class Daemon:
             "resources": dict(self._node.resources),
             "nodes": nodes,
             "session": session,
+            "reading": reading,
         }
         sock.sendall(frame(frames.ATTACH, marshal.dumps(info)))
         sock.setblocking(False)
-        self._reactor.post(partial(self._open, NodeLink(sock), session))
+        self._reactor.post(partial(self._open, NodeLink(sock), session, reading))
 
     def _resume(self, sock: ssl.SSLSocket, session: str, attempt: int, arrived_bytes: int) -> None:
         """A driver has lost its connection."""
@@ -256,11 +258,12 @@ class Daemon:
             return
         tenant.resume(sock, arrived_bytes)
 
-    def _open(self, link: NodeLink, session: str) -> None:
+    def _open(self, link: NodeLink, session: str, reading: str) -> None:
         tenant = Tenant(
             self._reactor,
             link,
             session,
+            reading,
             self.node_id,
             self._gpus,
             self._settings,
@@ -277,19 +280,25 @@ class Daemon:
             self._watch_memory()
 
     def _watch_memory(self) -> None:
-        """As long as there are drivers: when memory runs short, the one whose workers have most of it is told, before
-        the system kills what it likes."""
+        """As long as there are drivers: when memory runs short, the one whose workers have most of it is told, then the
+        next, before the system kills what it likes."""
         self._watches_memory = bool(self._tenants)
+        self._told_short.intersection_update(self._tenants)
         if not self._tenants:
             return
         pause_s = limits.MEMORY_WATCH_SECONDS
-        if memory.is_short(limits.MEMORY_SHORT_SHARE):
+        if not memory.is_short(limits.MEMORY_SHORT_SHARE):
+            self._told_short.clear()
+        elif untold := [tenant for tenant in self._tenants if tenant not in self._told_short]:
             usage, tenant = max(
-                ((tenant.memory_usage(), tenant) for tenant in self._tenants), key=lambda found: sum(found[0].values())
+                ((tenant.memory_usage(), tenant) for tenant in untold), key=lambda found: sum(found[0].values())
             )
+            self._told_short.add(tenant)
             if usage:
                 tenant.tell_short(usage)
                 pause_s = limits.MEMORY_KILL_PAUSE_SECONDS
+        else:  # all have been, and it did not help: once more
+            self._told_short.clear()
         self._reactor.call_later(pause_s, self._watch_memory)
 
     def _serve_bulk(self, sock: ssl.SSLSocket, body: bytes) -> None:

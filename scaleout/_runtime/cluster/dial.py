@@ -92,7 +92,8 @@ def introduction() -> dict[str, str]:
 def attach(address: str, identity: tls.Identity) -> tuple[RemoteNode, dict[str, Any]]:
     """A driver's link to the node at this address, and what the node says of itself and the cluster."""
     sock, info = _attach(address, identity, introduction())
-    return RemoteNode(NodeLink(sock), info["node_id"], info["resources"], address, info["session"]), info
+    names = [info[name] for name in ("session", "reading")]
+    return RemoteNode(NodeLink(sock), info["node_id"], info["resources"], address, *names), info
 
 
 def resume(node: RemoteNode, identity: tls.Identity, seconds: float) -> tuple[ssl.SSLSocket, int]:

@@ -123,8 +123,12 @@ class Fleet:
 
     def kill(self, peer: Peer, signum: int) -> None:
         if peer.exit_status is None and not self.reactor.is_stopping:
+            order = frame(frames.KILL, aux=signum, number=peer.worker_id)
             seat: Any = peer.seat
-            seat.tell(frame(frames.KILL, aux=signum, number=peer.worker_id))
+            if peer.pid:  # what is queued for it, and may wait for large values, it need not see any more
+                self._tell(seat.node, order)
+            else:
+                seat.tell(order)
 
     def kill_for_task(self, peer: Peer) -> None:
         peer.group.core.lane_given_up(peer.lane)

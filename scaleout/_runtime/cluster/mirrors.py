@@ -120,6 +120,7 @@ class Mirrors:
     def _arrived(self, node: RemoteNode, extent: Extent, arrival: Arrival, is_there: bool) -> None:
         if not is_there and node.mirrored.get(extent) is arrival:
             del node.mirrored[extent]
+            node.warm.add(pages_of(extent))  # what there is of it may go
         arrival.end(is_there)
         self._reactor.flush_soon(node.link)  # of what has waited for it
 

@@ -38,13 +38,17 @@ if TYPE_CHECKING:
 
 
 class RemoteNode:
-    """A node, and what it has of ours. `resources` are in thousandths; `session` is what it knows us by."""
+    """A node, and what it has of ours. `resources` are in thousandths; `session` is what it knows us by, `reading` what
+    other nodes show it to read what it has of ours."""
 
-    def __init__(self, link: NodeLink, node_id: str, resources: dict[str, int], address: str, session: str) -> None:
+    def __init__(
+        self, link: NodeLink, node_id: str, resources: dict[str, int], address: str, session: str, reading: str
+    ) -> None:
         self.link = link
         self.node_id = node_id
         self.address = address
         self.session = session
+        self.reading = reading
         self.attempts = 0  # at another connection
         self.room = Room(resources)
         self.is_leaving = False  # it is being drained

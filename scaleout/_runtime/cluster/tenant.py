@@ -25,7 +25,7 @@ from scaleout._runtime.cluster.bulk import Puller
 from scaleout._runtime.cluster.node_link import NodeLink
 from scaleout._runtime.cluster.outbox import OFFSET, Piecewise, SharedFile
 from scaleout._runtime.cluster.outputs import Outputs
-from scaleout._runtime.core.resources import Devices
+from scaleout._runtime.core.resources import MILLI, Devices
 from scaleout._runtime.node.host import Host, present_state
 from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.node.seat import Seat, SeatSupply
@@ -74,26 +74,39 @@ class Resident:
 
 class Gpus:
     """The GPUs of this machine, shared by all its tenants: who comes first has them first, and nobody has one that
-    another still has. A worker is named by its tenant and number."""
+    another still has. Where enough is free in all, but not of the devices that it would need, others may come before.
+    A worker is named by its tenant's session and its number."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self._devices = Devices(len(names))
-        self._queue: deque[tuple[tuple[int, int], int, Callable[[dict[str, str]], object]]] = deque()
+        self._queue: deque[tuple[tuple[str, int], int, Callable[[dict[str, str]], object]]] = deque()
 
-    def request(self, worker: tuple[int, int], amount: int, then: Callable[[dict[str, str]], object]) -> None:
+    def can_ever_have(self, amount: int) -> bool:
+        return -(-amount // MILLI) <= len(self._names)
+
+    def request(self, worker: tuple[str, int], amount: int, then: Callable[[dict[str, str]], object]) -> None:
         """So much, in thousandths, for a worker that is to be: `then(what it has in its environment)`, at once or when
         they are free."""
         self._queue.append((worker, amount, then))
         self._serve()
 
     def _serve(self) -> None:
-        while self._queue and self._devices.has(self._queue[0][1]):
-            worker, amount, then = self._queue.popleft()
+        while (entry := self._next()) is not None:
+            self._queue.remove(entry)
+            worker, amount, then = entry
             names = [self._names[number] for number in self._devices.take(worker, amount)]
             then({"CUDA_VISIBLE_DEVICES": ",".join(names)})
 
-    def give_back(self, worker: tuple[int, int]) -> None:
+    def _next(self) -> tuple[tuple[str, int], int, Callable[[dict[str, str]], object]] | None:
+        for entry in self._queue:
+            if self._devices.has(entry[1]):
+                return entry
+            if self._devices.free < entry[1]:
+                return None
+        return None
+
+    def give_back(self, worker: tuple[str, int]) -> None:
         """It is gone, or will not be."""
         self._queue = deque(entry for entry in self._queue if entry[0] != worker)
         self._devices.give_back(worker)
@@ -109,6 +122,7 @@ class Tenant:
         reactor: Reactor,
         link: NodeLink,
         session: str,
+        reading: str,
         node_id: str,
         gpus: Gpus,
         settings: Settings,
@@ -121,6 +135,7 @@ class Tenant:
         self._reactor = reactor
         self._link = link
         self.session = session  # by which the driver comes back when it has lost the connection
+        self.reading = reading  # what other nodes show who may read what it has here
         self._broken_times = 0
         self._attempt = 0  # the driver's, at coming back
         self._gpus = gpus
@@ -268,26 +283,36 @@ class Tenant:
         """The first of a worker that is to be."""
         info, gpus = marshal.loads(body)
         if gpus:
+            if not self._gpus.can_ever_have(gpus):
+                self._say(frame(frames.REFUSED, b"the node has no such GPUs", number=number), number)
+                return
             self._held[number] = []
-            self._gpus.request((id(self), number), gpus, partial(self._safely, self._granted, number, info))
+            self._gpus.request((self.session, number), gpus, partial(self._safely, self._granted, number, info))
         else:
             self._seat_worker(number, info)
 
     def _granted(self, number: int, info: dict[str, Any], environment: dict[str, str]) -> None:
         """Its GPUs are free: what the driver has said of it since is done now."""
         held = self._held.pop(number)
-        self._seat_worker(number, {**info, "environment": {**(info["environment"] or {}), **environment}})
+        try:
+            self._seat_worker(number, {**info, "environment": {**(info["environment"] or {}), **environment}})
+        except OSError as error:  # no descriptors are left
+            self._gpus.give_back((self.session, number))
+            self._say(frame(frames.REFUSED, str(error).encode(), number=number), number)
+            return
         for kind, flag, aux, body in held:
             self._orders[kind](flag, aux, number, body)
 
     def _hold(self, kind: int, flag: int, aux: int, number: int, body: bytes) -> None:
         """Said of a worker that waits for its GPUs."""
-        if kind in (frames.KILL, frames.UNSEAT):
+        is_killed = kind == frames.KILL and aux in (signal.SIGKILL, signal.SIGTERM)
+        is_over = kind == frames.RELAY and _has_exit(body)
+        if is_killed or is_over or kind == frames.UNSEAT:
             del self._held[number]
-            self._gpus.give_back((id(self), number))
-            if kind == frames.KILL:
-                self._say(frame(frames.EXITED, aux=aux, number=number), number)
-        else:
+            self._gpus.give_back((self.session, number))
+            if kind != frames.UNSEAT:
+                self._say(frame(frames.EXITED, aux=aux if is_killed else 0, number=number), number)
+        elif kind != frames.KILL:
             self._held[number].append((kind, flag, aux, body))
 
     def _seat_worker(self, number: int, info: dict[str, Any]) -> None:
@@ -389,15 +414,15 @@ class Tenant:
         self._say(frame(frames.FETCHED, number=number), FETCHES | number)
 
     def _pull(self, flag: int, aux: int, number: int, body: bytes) -> None:
-        """A range is to be here: (segment's size, extent, address of the node that has it, our driver's session there).
-        Without an address: it has been sent by the driver just before."""
-        size_bytes, extent, address, session = marshal.loads(body)
+        """A range is to be here: (segment's size, extent, address of the node that has it, what is shown there to read
+        it). Without an address: it has been sent by the driver just before."""
+        size_bytes, extent, address, reading = marshal.loads(body)
         if not address:
-            self._say(frame(frames.FETCHED, number=number))
+            self._say(frame(frames.FETCHED, flag=int(extent[0] not in self._segments), number=number))
             return
         file = self._mirror(extent[0], size_bytes)
         done = partial(self._pulled, number)
-        self._puller.pull(address, session, extent, file, lambda is_there: self._reactor.post(partial(done, is_there)))
+        self._puller.pull(address, reading, extent, file, lambda is_there: self._reactor.post(partial(done, is_there)))
 
     def _pulled(self, number: int, is_there: bool) -> None:
         self._safely(self._say, frame(frames.FETCHED, flag=int(not is_there), number=number))
@@ -578,7 +603,7 @@ class Tenant:
         self._forget(resident)
 
     def _forget(self, resident: Resident) -> None:
-        self._gpus.give_back((id(self), resident.worker_id))
+        self._gpus.give_back((self.session, resident.worker_id))
         self._reactor.forget_link(resident.link)
         resident.link.close()
         resident.seat.release()
@@ -598,7 +623,7 @@ class Tenant:
             self._forget(resident)
         self._residents.clear()
         for number in list(self._held):
-            self._gpus.give_back((id(self), number))
+            self._gpus.give_back((self.session, number))
         self._held.clear()
         if self._host is not None:
             self._reactor.forget_link(self._host.link)
@@ -611,6 +636,17 @@ class Tenant:
                 target=shutil.rmtree, args=(self._work_dir, True), name="scaleout-tidy", daemon=True
             ).start()
         self._on_end(self)
+
+
+def _has_exit(data: bytes) -> bool:
+    """Whether a worker is told to leave by these frames."""
+    position = 0
+    while len(data) - position >= HEADER_BYTES:
+        length, kind, _, _, _ = HEADER.unpack_from(data, position)
+        if kind == frames.EXIT:
+            return True
+        position += HEADER_BYTES + length
+    return False
 
 
 def _as_bytes(values: list[int]) -> bytes:

@@ -75,7 +75,10 @@ class Transfers:
             number = self._next_number()
             self._under_way[number] = extent, source, place
             self.hold([extent])
-            self._begin(number, extent, source, place)
+            try:
+                self._begin(number, extent, source, place)
+            except OSError:  # no descriptors are left
+                self.ended(number, False)
         for place in spread.hopeless():
             self._settle(extent, place, False)
 
@@ -85,12 +88,14 @@ class Transfers:
             self._tell(source, frame(frames.FETCH, marshal.dumps([extent]), number=number), 0)
             return
         file, size_bytes = self.file_of(extent[0])
-        address = session = ""
+        address = reading = ""
         if source is None:
+            known = frame(frames.INTRODUCE, marshal.dumps((extent[0], size_bytes, False)))  # to no worker in particular
+            self._tell(place, known, TRANSFERS | number)
             self._tell(place, Piecewise(extent, file), TRANSFERS | number)
         else:
-            address, session = source.address, source.session
-        body = marshal.dumps((size_bytes, extent, address, session))
+            address, reading = source.address, source.reading
+        body = marshal.dumps((size_bytes, extent, address, reading))
         self._tell(place, frame(frames.PULL, body, number=number), TRANSFERS | number)
 
     def ended(self, number: int, is_there: bool) -> None:

@@ -768,6 +768,8 @@ class Group:
         if ready and (self.blocked or self.holds_devices):
             self.refill()
             self._look_if_stuck()
+        if self.holds_devices:
+            self._retire_surplus()
         if ready or self.is_closing:
             self._want_lanes()
         if self.is_closing:
@@ -899,6 +901,12 @@ class Group:
         for lane in self.lanes:
             if lane.state in (OPEN, STARTING) and not lane.inflight:
                 self._retire(lane)
+
+    def _retire_surplus(self) -> None:
+        """Lanes for which there is no task: they have devices that others could use."""
+        idle = [lane for lane in self.lanes if lane.state in (OPEN, STARTING) and not lane.inflight]
+        for lane in sorted(idle, key=lambda lane: -lane.state)[self._queued :]:
+            self._retire(lane)
 
     def _find(self, lane: Lane, sequence: int) -> Task | None:
         for task in lane.inflight:

@@ -93,6 +93,11 @@ class Devices:
         self._free = [MILLI] * count
         self._taken: dict[Worker, list[tuple[int, int]]] = {}
 
+    @property
+    def free(self) -> int:
+        """Of all devices together."""
+        return sum(self._free)
+
     def has(self, amount: int) -> bool:
         """Whether so much is free: whole devices, and what is left over of another one."""
         whole, part = divmod(amount, MILLI)

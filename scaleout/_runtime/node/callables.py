@@ -99,10 +99,9 @@ class CallableTable:
             return record
 
     def use(self, record: CallableRecord) -> None:
-        """One user more of a record that has users; pair with `release`."""
-        if record.users:
-            with self._lock:
-                record.users += 1
+        """One user more; pair with `release`."""
+        with self._lock:
+            record.users += 1
 
     def release(self, record: CallableRecord) -> None:
         """The API call is over: every task of it has ended."""

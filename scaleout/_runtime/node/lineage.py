@@ -176,7 +176,7 @@ class Lineage:
         """The machine will be gone some time: what stays there is brought here while it can be."""
         self._leaving.add(place)
         for entry in list(self._staying):
-            if entry.places == (place,):
+            if entry.places and all(each in self._leaving for each in entry.places):
                 self.when_here(entry, _nothing)
 
     def place_lost(self, place: Any) -> None:

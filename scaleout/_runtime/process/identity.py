@@ -131,7 +131,11 @@ def owner_info() -> dict[str, Any]:
         writes = any(getattr(handler, "stream", None) in (sys.stderr, sys.__stderr__) for handler in root.handlers)
         info["root_logs_to_stderr"] = writes
         if writes or root.level != LOGGING_DEFAULT_LEVEL:
-            info["root_log_level"] = root.level
+            info["root_log_level"] = int(root.level)
         loggers = list(root.manager.loggerDict.items())
-        info["logger_levels"] = {name: logger.level for name, logger in loggers if getattr(logger, "level", 0)}
+        # Those of other classes are made by who has these, in the worker, too. Levels may be members of an enum.
+        plain = getattr(sys.modules["logging"], "Logger", None)
+        info["logger_levels"] = {
+            str(name): int(logger.level) for name, logger in loggers if type(logger) is plain and logger.level
+        }
     return info
