@@ -177,8 +177,8 @@ def test_what_workers_print(pair: Cluster) -> None:
 
         if __name__ == "__main__":
             with Pool(2) as pool:
-                pids = set(pool.map(say, range(4), chunksize=1))
-            print("pids", *pids)
+                pids = set(map(str, pool.map(say, range(4), chunksize=1)))
+            sys.stdout.write(" ".join(["pids", *pids]) + "\\n")  # at once, or a worker's line comes in between
         """
     )
     output, errors = program.communicate(timeout=60)
