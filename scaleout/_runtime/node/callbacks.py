@@ -40,7 +40,10 @@ class CallbackThread:
                     self._queue.append(None)
                     self._ready.release()
                 thread = threading.Thread(target=self._run, name="scaleout-callbacks", daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # the interpreter exits (from Python 3.12 on): whoever waits for us runs them
                 self._thread = thread
                 self.is_running = True
 
@@ -52,8 +55,17 @@ class CallbackThread:
     def join(self) -> None:
         """Wait until it has ended; it must have been told to. Returns at once in the thread itself."""
         thread = self._thread
-        if thread is not None and not self.is_current:
+        if self.is_current:
+            return
+        if thread is not None:
             thread.join()
+        while self._queue and not self.is_running:
+            try:
+                function = self._queue.popleft()
+            except IndexError:  # somebody else waits, too
+                return
+            if function is not None:
+                self._call(function)
 
     def _run(self) -> None:
         while True:
@@ -67,8 +79,11 @@ class CallbackThread:
                     self._queue.append(None)
                     self._ready.release()
                 continue
-            try:
-                function()
-            except BaseException:  # noqa: BLE001 - the user's code, and the thread's top
-                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+            self._call(function)
             del function
+
+    def _call(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except BaseException:  # noqa: BLE001 - the user's code, and the thread's top
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
