@@ -73,11 +73,13 @@ class Cluster:
 
     def stop(self) -> None:
         """Also of programs that a failed test has left: what they have said is shown."""
-        for program in self._programs:
-            if program.stdout is not None and not program.stdout.closed:
-                program.kill()
-                print(*program.communicate(), sep="\n")
-        self.scaleout("stop")
+        try:
+            for program in self._programs:
+                if program.stdout is not None and not program.stdout.closed:
+                    program.kill()
+                    print(*program.communicate(), sep="\n")
+        finally:
+            self.scaleout("stop")
 
     # -- programs --------------------------------------------------------------------------------
 
