@@ -83,6 +83,19 @@ class Network:
     def undeafen(self, machine: int, towards: int) -> None:
         ip("-n", self._spaces[machine], "route", "del", "blackhole", f"{self.address_of(towards)}/32")
 
+    def part(self, how: str) -> None:
+        """Machines 1 and 2, of which the second one is the node."""
+        {"both ways": self.cut, "towards the node": self.deafen, "from the node": self.deafen}[how](*self._parted(how))
+
+    def rejoin(self, how: str) -> None:
+        {"both ways": self.heal, "towards the node": self.undeafen, "from the node": self.undeafen}[how](
+            *self._parted(how)
+        )
+
+    @staticmethod
+    def _parted(how: str) -> tuple[int, ...]:
+        return {"both ways": (2,), "towards the node": (1, 2), "from the node": (2, 1)}[how]
+
     def close(self) -> None:
         for space in self._spaces:
             ip("netns", "del", space)
@@ -174,23 +187,13 @@ def test_a_node_that_is_cut_off_for_long(machines: Machines, how: str) -> None:
     assert read_line(program) == "running"
     old_workers = [worker for zygote in psutil.Process(pid).children() for worker in zygote.children()]
     assert old_workers
-    if how == "both ways":
-        machines.network.cut(2)
-    elif how == "towards the node":
-        machines.network.deafen(1, towards=2)
-    else:
-        machines.network.deafen(2, towards=1)
+    machines.network.part(how)
     wait_until(lambda: len(machines.nodes()) == 1)
     assert finish(program) == "well\n"
     count = counted(machines)
     assert set(count) == {str(number) for number in range(400)}
     assert sum(count.values()) <= 400 + 2 * 64  # what its two workers had, once more
-    if how == "both ways":
-        machines.network.heal(2)
-    elif how == "towards the node":
-        machines.network.undeafen(1, towards=2)
-    else:
-        machines.network.undeafen(2, towards=1)
+    machines.network.rejoin(how)
     wait_until(lambda: len(machines.nodes()) == 2)
     assert next(node["epoch"] for node in machines.nodes() if not node["is_head"]) != old_id
     wait_until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in old_workers))

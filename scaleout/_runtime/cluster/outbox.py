@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 OFFSET = Struct("<Q")
 
+TRANSFERS = 1 << 63
+"""With a transfer's number, its place in an outbox, as if of a worker: no worker's frames wait for it."""
+
 
 class SharedFile:
     """The descriptor of a segment, for all who are about to read or write it; closed with the last of them."""

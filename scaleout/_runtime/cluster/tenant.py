@@ -23,7 +23,7 @@ from scaleout._runtime.base import limits, memory
 from scaleout._runtime.cluster import places
 from scaleout._runtime.cluster.bulk import Puller
 from scaleout._runtime.cluster.node_link import NodeLink
-from scaleout._runtime.cluster.outbox import OFFSET, Piecewise, SharedFile
+from scaleout._runtime.cluster.outbox import OFFSET, TRANSFERS, Piecewise, SharedFile
 from scaleout._runtime.cluster.outputs import Outputs
 from scaleout._runtime.core.resources import MILLI, Devices
 from scaleout._runtime.node.host import Host, present_state
@@ -51,9 +51,6 @@ OF_WORKERS = frozenset(
     {frames.RELAY, frames.FORK, frames.KILL, frames.WORD, frames.LOOK, frames.INTRODUCE, frames.UNSEAT}
 )
 """Orders whose number is a worker's."""
-
-FETCHES = 1 << 63
-"""With the number of a FETCH, the place in the outbox of what is sent for it, which nothing else waits for."""
 
 
 class Resident:
@@ -405,13 +402,11 @@ class Tenant:
 
     def _fetch(self, flag: int, aux: int, number: int, body: bytes) -> None:
         """What stayed here is wanted at the driver."""
-        extents = marshal.loads(body)
-        if not all(extent[0] in self._segments for extent in extents):
-            self._say(frame(frames.FETCHED, flag=1, number=number))
-            return
-        for extent in extents:
-            self._say(Piecewise(extent, self._segments[extent[0]]), FETCHES | number)
-        self._say(frame(frames.FETCHED, number=number), FETCHES | number)
+        extent = marshal.loads(body)
+        file = self._segments.get(extent[0])
+        if file is not None:
+            self._say(Piecewise(extent, file), TRANSFERS | number)
+        self._say(frame(frames.FETCHED, flag=int(file is None), number=number), TRANSFERS | number)
 
     def _pull(self, flag: int, aux: int, number: int, body: bytes) -> None:
         """A range is to be here: (segment's size, extent, address of the node that has it, what is shown there to read

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import marshal
 
-from scaleout._runtime.cluster.outbox import Piecewise, SharedFile
+from scaleout._runtime.cluster.outbox import TRANSFERS, Piecewise, SharedFile
 from scaleout._runtime.core.spread import Spread
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from scaleout._runtime.store.segment import Extent
 
     Place = RemoteNode | None  # None: this process
-
-TRANSFERS = 1 << 63
-"""With a transfer's number, its place in the outbox, which no worker's frames wait for."""
 
 
 class Transfers:
@@ -85,7 +82,7 @@ class Transfers:
     def _begin(self, number: int, extent: Extent, source: Place, place: Place) -> None:
         if place is None:
             assert source is not None
-            self._tell(source, frame(frames.FETCH, marshal.dumps([extent]), number=number), 0)
+            self._tell(source, frame(frames.FETCH, marshal.dumps(extent), number=number), 0)
             return
         file, size_bytes = self.file_of(extent[0])
         address = reading = ""

@@ -128,6 +128,27 @@ class Task:
         self.name = ""  # the callable's, if it has none
         self.submitted_ns = 0
 
+    def again(self, sink: Any) -> Task:
+        """The same call for this sink, as it was before it was sent anywhere."""
+        other = Task(
+            self.group,
+            self.callable,
+            self.how,
+            self.payload,
+            self.needs,
+            self.stored,
+            sink,
+            self.index,
+            self.profile,
+        )
+        other.max_retries = self.max_retries
+        other.envelope = self.envelope
+        other.parent = self.parent
+        other.priority = self.priority
+        other.name = self.name
+        other.submitted_ns = self.submitted_ns
+        return other
+
 
 def illegal(task: Task, event: str, story: Iterable[object]) -> InternalError:
     """The error for an event that the task's state does not admit."""

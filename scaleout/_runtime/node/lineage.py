@@ -18,7 +18,6 @@ from collections import deque
 from functools import partial
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.core.tasks import Task
 from scaleout._runtime.node import ledger
 from scaleout._runtime.node.history import now_ns
 from scaleout._runtime.node.ledger import Entry, Envelope
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from scaleout._runtime.core.tasks import Task
     from scaleout._runtime.node.stored import StoredObject
 
     Owner = Any  # node.owner's, which is put together from this and others
@@ -47,7 +47,7 @@ class Recipe:
         self._lineage = lineage
         self.entry = weakref.ref(entry)
         self.dependencies: tuple[Entry | Recipe, ...] = ()
-        self.task = task = _copied(task)
+        self.task = task = task.again(None)
         task.envelope = None
         if envelope is not None:
             self.dependencies = tuple(found.recipe or found for found in envelope.dependencies)
@@ -228,8 +228,7 @@ class Lineage:
 
     def _submit(self, made_by: Task, entry: Entry, dependencies: tuple[Entry, ...]) -> None:
         self.remade += 1
-        task = _copied(made_by)
-        task.sink = entry
+        task = made_by.again(entry)
         task.submitted_ns = now_ns()
         entry.source = task
         if task.stored is not None:
@@ -240,18 +239,6 @@ class Lineage:
             self._owner.clerk.submit(task)
         else:
             self._owner.clerk.enqueue_plain(task)
-
-
-def _copied(task: Task) -> Task:
-    """The same call, as it was before it was sent anywhere; without its sink."""
-    copy = Task(
-        task.group, task.callable, task.how, task.payload, task.needs, task.stored, None, task.index, task.profile
-    )
-    copy.max_retries = task.max_retries
-    copy.envelope = task.envelope
-    copy.priority = task.priority
-    copy.name = task.name
-    return copy
 
 
 def _nothing(entry: Entry) -> None:

@@ -74,10 +74,8 @@ class Owner:
         self._ending: list[CallbackThread] = []  # of groups that have ended
         self.keeper = keeper_of(self.reactor)
         self.objects = ObjectTable(settings, self.reactor, self.keeper.peers)
-        self.keeper.mirrors.know(self.objects)
         self.callables = CallableTable(encoder, book, self.objects.pack)
         self.lineage = Lineage(self)
-        self.objects.mirrored_bytes = self.keeper.mirrors.mirrored_bytes
         self.clerk = Clerk(self.reactor, self.keeper, self.objects, self.callables, self.errands, self)
         self.actors = Actors(self)
         self.clerk.answers = Answers(self)
@@ -101,17 +99,7 @@ class Owner:
         self.canceller = Canceller(self.reactor, self.keeper)
         self.canceller.note_end = self.clerk.note_end
         self._memory_watch = MemoryWatch(self.reactor, self.keeper, self.groups)
-        self.keeper.on_exit = self.lender.worker_exited
-        self.keeper.on_refused = self._supervisor.worker_refused
-        self.keeper.on_data = receiver.on_data
-        self.keeper.on_nodes = self._nodes_changed
-        self.keeper.on_output = self._print
-        self.keeper.on_place_lost = self.lineage.place_lost
-        self.keeper.on_leaving = self.lineage.leaves
-        self.keeper.on_short = self._memory_watch.node_is_short
-        self.objects.on_over = self.keeper.mirrors.over
-        self.objects.on_writer_died = self.keeper.mirrors.writer_died
-        self.objects.send_soon = self.lender.send_soon
+        self._connect(receiver)
         self._effects: dict[str, Callable[..., None]] = {
             "start": self._supervisor.start,
             "retire": self._retire,
@@ -131,6 +119,23 @@ class Owner:
             "broken": self._broken,
         }
         self._is_tick_armed = False
+
+    def _connect(self, receiver: Receiver) -> None:
+        """Who tells whom."""
+        keeper, objects = self.keeper, self.objects
+        keeper.on_exit = self.lender.worker_exited
+        keeper.on_refused = self._supervisor.worker_refused
+        keeper.on_data = receiver.on_data
+        keeper.on_nodes = self._nodes_changed
+        keeper.on_output = self._print
+        keeper.on_place_lost = self.lineage.place_lost
+        keeper.on_leaving = self.lineage.leaves
+        keeper.on_short = self._memory_watch.node_is_short
+        objects.on_over = keeper.mirrors.over
+        objects.on_writer_died = keeper.mirrors.writer_died
+        objects.send_soon = self.lender.send_soon
+        objects.mirrored_bytes = keeper.mirrors.mirrored_bytes
+        keeper.mirrors.know(objects)
 
     def start(self) -> None:
         """Any thread, under the session's lock. If no group is announced by the time that is released, as a signal

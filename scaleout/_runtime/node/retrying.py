@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 from functools import partial
 
-from scaleout._runtime.core.tasks import Task
 from scaleout._runtime.wire import frames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from scaleout._runtime.core.tasks import Task
 
     Owner = Any  # node.owner's, which is put together from this and others
 
@@ -70,14 +71,7 @@ class Retrying:
             return  # it was cancelled in the meantime
         owner = self._owner
         self._left -= 1
-        old = self._task
-        task = Task(old.group, old.callable, old.how, old.payload, old.needs, old.stored, self, 0, old.profile)
-        task.max_retries = old.max_retries
-        task.envelope = old.envelope
-        task.parent = old.parent
-        task.priority = old.priority
-        task.name = old.name
-        task.submitted_ns = old.submitted_ns
+        task = self._task.again(self)
         if task.stored is not None:
             owner.objects.hold_now(task.stored)
         self._task = task
