@@ -1,10 +1,11 @@
-"""Classes whose instances are actors, and the handles by which they are called."""
+"""Classes whose instances are actors."""
 
 from __future__ import annotations
 
 import inspect
 
 from scaleout._runtime import session
+from scaleout.handles import METHOD_OPTIONS, ActorHandle, method_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ ACTOR_OPTIONS = (
     "on_failure",
     "resources",
 )
-METHOD_OPTIONS = ("max_task_retries", "num_returns", "timeout_s")
-
 METHOD_MARK = "__scaleout_method__"
 
 
@@ -75,17 +74,26 @@ class RemoteClass:
         if options["namespace"] is None:
             options = {**options, "namespace": client.namespace}
         is_shared = self._given.get("get_if_exists") and options["name"]
-        if is_shared and (found := client.find_actor(options["namespace"], options["name"])) is not None:
-            return _handle(*found)
+        if is_shared and (found := _find(options["namespace"], options["name"])) is not None:
+            return found
+        try:
+            return self._start(client, args, kwargs, options)
+        except ValueError:
+            if is_shared and (found := _find(options["namespace"], options["name"])) is not None:
+                return found  # somebody else was faster
+            raise
+
+    def _start(
+        self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+    ) -> ActorHandle:
+        if options["is_detached"] and client.steward:
+            from scaleout.detached import handle
+
+            return handle.create(self._class, options, args, kwargs)
         if self._client is not client:
             self._record = client.prepare(self._class)
             self._client = client
-        try:
-            actor_id, hold = client.create_actor(self._record, args, kwargs, options)
-        except ValueError:
-            if is_shared and (found := client.find_actor(options["namespace"], options["name"])) is not None:
-                return _handle(*found)  # somebody else was faster
-            raise
+        actor_id, hold = client.create_actor(self._record, args, kwargs, options)
         return _handle(actor_id, hold, options)
 
     def options(self, **options: Any) -> RemoteClass:
@@ -101,76 +109,6 @@ class RemoteClass:
 
     def __repr__(self) -> str:
         return f"<remote class {self.__module__}.{self.__qualname__}>"
-
-
-class ActorHandle:
-    """An actor, as others see it: `handle.method.remote(...)` calls it. Pass it on as any other value.
-
-    The actor lives as long as a handle to it does, anywhere, or a call is under way.
-    """
-
-    def __init__(self, actor_id: int, hold: Any, class_name: str, name: str, methods: dict[str, Any]) -> None:
-        self._id = actor_id
-        self._hold = hold
-        self._class_name = class_name
-        self._name = name
-        self._methods = methods
-
-    def __getattr__(self, name: str) -> ActorMethod:
-        if name.startswith("__") or name not in self.__dict__.get("_methods", ()):
-            raise AttributeError(f"the actor class {self.__dict__.get('_class_name')} has no method {name!r}")
-        method = ActorMethod(self, name, self._methods[name])
-        self.__dict__[name] = method
-        return method
-
-    def __reduce__(self) -> Any:
-        session.collect(self)
-        return find_handle, (self._id, self._class_name, self._name, self._methods)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ActorHandle) and self._id == other._id
-
-    def __hash__(self) -> int:
-        return hash(self._id)
-
-    def __repr__(self) -> str:
-        name = f" {self._name!r}" if self._name else ""
-        return f"<actor {self._class_name}{name}, {self._id:016x}>"
-
-
-class ActorMethod:
-    """A method of an actor."""
-
-    def __init__(self, handle: ActorHandle, name: str, options: dict[str, Any]) -> None:
-        self._id = handle._id
-        self._hold = handle._hold
-        self._name = name
-        self._given = options
-        self._options = _method_options(options)
-
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it: a reference to the result. The calls of one caller are run in their order."""
-        return session.default_client().call_actor(self._hold, self._name, args, kwargs, self._options)
-
-    def options(self, **options: Any) -> ActorMethod:
-        """The same method with other options, for a call."""
-        session.check_options(options, METHOD_OPTIONS)
-        other = ActorMethod.__new__(ActorMethod)
-        other._id, other._hold, other._name = self._id, self._hold, self._name
-        other._given = {**self._given, **options}
-        other._options = _method_options(other._given)
-        return other
-
-    def __repr__(self) -> str:
-        return f"<method {self._name} of the actor {self._id:016x}>"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"a method of an actor is not called directly: use .{self._name}.remote(...)")
-
-
-def _method_options(options: dict[str, Any]) -> Any:
-    names = {"max_task_retries": "max_retries"}
-    return session.task_options(**{names.get(name, name): value for name, value in options.items()})
 
 
 def _methods_of(cls: type) -> dict[str, Any]:
@@ -192,7 +130,7 @@ def method(**options: Any) -> Callable[[Any], Any]:
     session.check_options(options, METHOD_OPTIONS)
 
     def mark(function: Any) -> Any:
-        _method_options(options)
+        method_options(options)
         setattr(function, METHOD_MARK, options)
         return function
 
@@ -203,27 +141,41 @@ def _handle(actor_id: int, hold: Any, options: dict[str, Any]) -> ActorHandle:
     return ActorHandle(actor_id, hold, options["class_name"], options["name"], options["methods"])
 
 
-def find_handle(actor_id: int, class_name: str, name: str, methods: dict[str, Any]) -> ActorHandle:
-    """What a pickled handle becomes."""
-    return ActorHandle(actor_id, session.default_client().find_hold(actor_id), class_name, name, methods)
-
-
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
-    """A handle to the living actor of this name. ValueError if there is none."""
-    client = session.default_client()
+    """A handle to the living actor of this name: one of this program's, or of its cluster's detached ones.
+
+    ValueError if there is none.
+    """
     if namespace is None:
-        namespace = client.namespace
-    found = client.find_actor(namespace, name)
+        namespace = session.default_client().namespace
+    found = _find(namespace, name)
     if found is None:
         raise ValueError(f"there is no actor named {name!r} in namespace {namespace!r}")
-    return _handle(*found)
+    return found
+
+
+def _find(namespace: str, name: str) -> ActorHandle | None:
+    client = session.default_client()
+    found = client.find_actor(namespace, name)
+    if found is not None:
+        return _handle(*found)
+    if not client.steward:
+        return None
+    from scaleout.detached import handle
+
+    return handle.find(namespace, name)
 
 
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """End an actor at once, in the midst of what it does. Without `no_restart` it is started again if it may be."""
     if not isinstance(actor, ActorHandle):
         raise TypeError(f"kill takes the handle of an actor, not {actor!r}; cancel is for tasks")
-    session.default_client().kill_actor(actor._hold, not no_restart)
+    if actor._hold is None:
+        from scaleout.detached import handle
+
+        handle.kill(actor, not no_restart)
+    else:
+        session.default_client().kill_actor(actor._hold, not no_restart)
 
 
 def exit_actor() -> None:

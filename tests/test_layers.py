@@ -30,12 +30,14 @@ RUNTIME_LAYERS = [
 ]
 # The public functions and classes of the runtime itself are one room.
 FACE = "face"
-FACE_MODULES = ("actors", "api", "remoting", "serializers", "state", "util")
+FACE_MODULES = ("actors", "api", "detached", "handles", "remoting", "serializers", "state", "util")
 # Above all layers. Each sees itself, `errors` and the seam, and nothing else.
 SHIMS = ("multiprocessing", "futures", "joblib_backend", "cli", FACE)
 SEAM = ("_runtime.session", "_runtime.refs")
 # What the command line sees, in the seam's place: it has no session.
 CONTROL = "_runtime.cluster.control"
+# What detached actors see besides: they are called from one program to another.
+DOOR = "_runtime.cluster.door"
 
 # What decides must not know the time, the network, other threads or chance; `now` and facts are handed in.
 IMPURE = frozenset(
@@ -116,6 +118,8 @@ def _may_import(module: str, target: str) -> bool:
     shim = _shim_of(module)
     if shim == "cli":
         return _shim_of(target) == shim or target == CONTROL
+    if target == DOOR and _is_in(module, "detached"):
+        return True
     if shim is not None:
         return _shim_of(target) == shim or target in SEAM
     level, target_level = _layer_of(module), _layer_of(target)

@@ -419,6 +419,13 @@ def leave_actor() -> None:
     raise SystemExit(0)
 
 
+def modules_of_program() -> list[Any]:
+    """In a worker: the modules that it has from its program, as they are not installed where it runs."""
+    from scaleout._runtime.process import sources
+
+    return [sys.modules[name] for name in list(sources.of_program) if name in sys.modules]
+
+
 def collect(handle: Any) -> None:
     """A handle is being pickled."""
     references.collect(handle)

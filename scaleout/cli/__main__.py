@@ -1,4 +1,4 @@
-"""`scaleout start`, `stop`, `status`, `drain`, `token`, `logs`: the nodes of a cluster, from the command line.
+"""`scaleout start`, `stop`, `status`, `actors`, `drain`, `token`, `logs`: a cluster, from the command line.
 
 Errors are one line on stderr, and the exit status is 1.
 """
@@ -145,6 +145,21 @@ def status(as_json: bool, name: str) -> None:
         )
         head = "  head" if node["is_head"] else ""
         click.echo(f"{node['node_id']}  {node['host']}:{node['port']}  {state}  {amounts}{head}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_name
+def actors(as_json: bool, name: str) -> None:
+    """Show the detached actors of a cluster."""
+    found = control.actors(name)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for actor in found:
+        restarts = f"  {actor['restarts']} restarts" if actor["restarts"] else ""
+        space = f" in {actor['namespace']!r}" if actor["namespace"] else ""
+        click.echo(f"{actor['name']!r}{space}  {actor['class_name']}  {actor['state']}  pid {actor['pid']}{restarts}")
 
 
 @main.command()

@@ -79,6 +79,15 @@ SOURCES_BYTES = 50 << 20
 SOURCE_PART_BYTES = 512 * 1024
 """Of a module, in one answer: half a frame."""
 
+STEWARD_LOOK_SECONDS = 0.5
+"""How often the head looks whether the steward of detached actors is still there."""
+
+STEWARD_TRIAL_SECONDS = 5.0
+"""One that fails sooner is started again for the next caller, not at once."""
+
+STEWARD_END_SECONDS = 5.0
+"""That it may take to end its actors."""
+
 SOURCES_KEPT_SECONDS = 7 * 24 * 3600
 """That a node keeps a module after it was sent."""
 

@@ -189,6 +189,12 @@ class WorkerClient:
         found: str = self._requests.ask(("namespace",))
         return found
 
+    @functools.cached_property
+    def steward(self) -> str:
+        """See `OwnerClient.steward`."""
+        found: str = self._requests.ask(("steward",))
+        return found
+
     def kill_actor(self, hold: Any, may_restart: bool) -> None:
         self._lines.close(hold)
         self._requests.ask(("kill_actor", hold.id, may_restart))

@@ -36,17 +36,19 @@ class ClusterSession(EmbeddedSession):
 
     def __init__(self, settings: Settings) -> None:
         self._identity = _identity(settings.address)
-        self._connected, self._listed = _connect(settings.address, self._identity)
+        self._connected, self._info = _connect(settings.address, self._identity)
         cpus = sum(node.room.resources.get("CPU", 0) for node in self._connected) // 1000
         values = {field: getattr(settings, field) for field in Settings.__slots__}
         super().__init__(Settings(**{**values, "num_cpus": max(1, cpus)}), None)
 
     def _new_keeper(self, host: Host | None, reactor: Reactor) -> Any:
-        nodes, listed = self._connected, self._listed
+        nodes, info = self._connected, self._info
         self._connected = []
         if not nodes:
-            nodes, listed = _connect(self.settings.address, self._identity)
-        return Fleet(reactor, nodes, listed, self.settings.max_processes, self._dial, self._redial)
+            nodes, info = _connect(self.settings.address, self._identity)
+        fleet = Fleet(reactor, nodes, info["nodes"], self.settings.max_processes, self._dial, self._redial)
+        fleet.steward = info["steward"]
+        return fleet
 
     def _dial(self, address: str) -> RemoteNode:
         return dial.attach(address, self._identity)[0]
@@ -95,8 +97,8 @@ class ClusterSession(EmbeddedSession):
         super().forget()
 
 
-def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], tuple[int, list[Any]]]:
-    """(links to all nodes of the cluster that may be given work, the list of all, as `cluster.daemon` tells it)"""
+def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], dict[str, Any]]:
+    """(links to all nodes of the cluster that may be given work, what `cluster.daemon` tells of it)"""
     first, info = dial.attach(address, identity)
     nodes = [first]
 
@@ -119,7 +121,7 @@ def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], tu
             node.link.bye()
             node.link.close()
         raise
-    return nodes, info["nodes"]
+    return nodes, info
 
 
 def _identity(address: str) -> tls.Identity:

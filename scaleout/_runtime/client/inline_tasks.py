@@ -46,6 +46,7 @@ class InlineClient:
 
     is_closed = False
     namespace = ""
+    steward = ""
 
     def __init__(self, settings: Settings) -> None:
         self._cpus = settings.num_cpus

@@ -256,6 +256,12 @@ class OwnerClient:
     def actor_names(self) -> list[tuple[str, str]]:
         return self._owner.actors.names()
 
+    @property
+    def steward(self) -> str:
+        """The address of the cluster's steward of detached actors; empty without a cluster."""
+        address: str = self._owner.keeper.steward
+        return address
+
     # -- objects ---------------------------------------------------------------------------------
 
     def put(self, value: Any) -> ObjectRef:

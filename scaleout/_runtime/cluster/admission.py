@@ -44,7 +44,7 @@ class Admission:
         listener: socket.socket,
         identity: tls.Identity,
         authority: Authority | None,
-        head_address: str,
+        facts: dict[str, str],
         attach: Callable[[ssl.SSLSocket, bytes], None],
         serve: Callable[[ssl.SSLSocket, bytes], None],
         report: Callable[[str], None],
@@ -53,7 +53,7 @@ class Admission:
         self._context = tls.server_context(identity)
         self._authority_pem = identity.authority.read_text()
         self._authority = authority
-        self._head_address = head_address
+        self._facts = facts
         self._attach = attach
         self._serve_bulk = serve
         self._report = report
@@ -100,7 +100,7 @@ class Admission:
         secure = self._handshake(sock, deadline)
         try:
             role, _ = tls.role_of(secure)
-            welcome = {"role": role, "authority": self._authority_pem, "head": self._head_address}
+            welcome = {"role": role, "authority": self._authority_pem, **self._facts}
             secure.sendall(frame(frames.WELCOME, json.dumps(welcome).encode()))
             try:
                 kind, body = receive_frame(secure, limits.NEWCOMER_BYTES, deadline)
@@ -148,7 +148,7 @@ class Admission:
     def _answer_to(self, body: bytes) -> dict[str, str]:
         """To who wants to join."""
         if self._authority is None:
-            return {"error": f"only the head can sign; it is at {self._head_address}"}
+            return {"error": f"only the head can sign; it is at {self._facts['head']}"}
         try:
             asked = json.loads(body)
             token, role, member_id, request = (str(asked[key]) for key in ("token", "role", "id", "request"))

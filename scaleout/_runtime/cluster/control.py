@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from scaleout._runtime.cluster import places, tls
+from scaleout._runtime.cluster import places, stewardship, tls
 from scaleout._runtime.cluster.daemon import process_start, records
 from scaleout.errors import ClusterError
 
@@ -81,6 +81,8 @@ def stop(cluster: str) -> list[dict[str, Any]]:
         if not _wait_for_end(record, STOP_SECONDS):
             _signal(record, signal.SIGKILL)
             _wait_for_end(record, STOP_SECONDS)
+    if any(record["is_head"] for record in running) or not records(cluster):
+        stewardship.stop(places.local(cluster))  # a head that was killed has left it behind
     records(cluster)  # and what they could not remove themselves is
     return running
 
@@ -146,11 +148,30 @@ def drain(cluster: str, node_id: str) -> None:
     _ask(cluster, "Drain", pb.DrainRequest(node_id=node_id))
 
 
-def _ask(cluster: str, method: str, request: Any) -> Any:
-    import grpc
+def actors(cluster: str) -> list[dict[str, Any]]:
+    """The detached actors, as their steward has them."""
+    import asyncio
 
-    from scaleout._runtime.cluster import dial, head_pb2_grpc
-    from scaleout._runtime.cluster.head import channel
+    from scaleout._runtime.cluster import door
+
+    async def ask(address: str) -> Any:
+        reader, writer = await door.dial(address, cluster)
+        door.write(writer, (1, "list"))
+        facts, _ = await door.read(reader)
+        writer.close()
+        return facts[2]
+
+    _, welcome = _knock(cluster)
+    try:
+        found: list[dict[str, Any]] = asyncio.run(ask(welcome["steward"]))
+        return found
+    except (OSError, EOFError, asyncio.TimeoutError) as error:
+        raise ClusterError(f"the steward of detached actors at {welcome['steward']} does not answer: {error}") from None
+
+
+def _knock(cluster: str) -> tuple[tls.Identity, dict[str, Any]]:
+    """(who we are, what the head says to everybody)"""
+    from scaleout._runtime.cluster import dial
 
     home = places.home(cluster)
     identity = tls.Identity(home, "driver")
@@ -159,6 +180,16 @@ def _ask(cluster: str, method: str, request: Any) -> Any:
     address = str(json.loads((home / "head.json").read_text())["address"])
     sock, welcome = dial.connect(address, tls.client_context(identity))
     sock.close()
+    return identity, welcome
+
+
+def _ask(cluster: str, method: str, request: Any) -> Any:
+    import grpc
+
+    from scaleout._runtime.cluster import head_pb2_grpc
+    from scaleout._runtime.cluster.head import channel
+
+    identity, welcome = _knock(cluster)
     with channel(welcome["head"], identity) as to_head:
         try:
             return getattr(head_pb2_grpc.HeadStub(to_head), method)(request, timeout=5)

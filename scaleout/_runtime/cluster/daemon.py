@@ -27,6 +27,7 @@ from scaleout._runtime.cluster.agent import Agent
 from scaleout._runtime.cluster.head import Head, HeadState
 from scaleout._runtime.cluster.head_pb2 import Node, NodesReply
 from scaleout._runtime.cluster.node_link import NodeLink
+from scaleout._runtime.cluster.stewardship import Stewardship
 from scaleout._runtime.cluster.tenant import Gpus, Tenant
 from scaleout._runtime.node.capacity import resources_here
 from scaleout._runtime.node.reactor import Reactor
@@ -85,11 +86,14 @@ class Daemon:
         self._told_short: set[Tenant] = set()  # since memory has run short
         self._head: Head | None = None
         self._agent: Agent | None = None
+        self._stewardship: Stewardship | None = None
+        self._steward = ""  # the address of the steward of detached actors
         self._record = self._local / f"node-{self.node_id}.json"
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT; ClusterError if it cannot be started."""
         options = self._options
+        os.environ["SCALEOUT_CLUSTER"] = options.cluster  # for workers whose program asks more of the cluster
         if options.is_head:
             self._lock_head()
         joined = None if options.is_head else self._identity()
@@ -106,7 +110,8 @@ class Daemon:
         address = f"{host}:{listener.getsockname()[1]}"
         authority, identity = joined or self._identity()
         head_address = self._start_head(host, address, identity) if options.is_head else self._find_head(identity)
-        admission = Admission(listener, identity, authority, head_address, self._attach, self._serve_bulk, report)
+        facts = {"head": head_address, "steward": self._steward}
+        admission = Admission(listener, identity, authority, facts, self._attach, self._serve_bulk, report)
         self._puller = bulk.Puller(identity)
         self._node = Node(
             node_id=self.node_id,
@@ -125,6 +130,8 @@ class Daemon:
                 head_address, identity, self._node, self._wants_nodes, self._told_of_nodes, self._fenced, report
             )
             self._agent.start()
+            if self._stewardship is not None:
+                self._stewardship.start(self._reactor, address)
             threading.Thread(target=admission.run, name="scaleout-admission", daemon=True).start()
             self._write_record(address, head_address)
             _answer({"address": address, "node_id": self.node_id, "head": options.address or address})
@@ -174,7 +181,9 @@ class Daemon:
         state = HeadState(self._local / "head.sqlite")
         self._head = Head(state, identity, host, self._last_ports()[1], report)
         self._head.start()
-        ports = [dial.parse(address)[1], self._head.port]
+        self._stewardship = Stewardship(self._local, self._options.cluster, host, self._last_ports()[2], report)
+        self._steward = f"{host}:{self._stewardship.port}"
+        ports = [dial.parse(address)[1], self._head.port, self._stewardship.port]
         places.write(self._local / "head-ports.json", json.dumps(ports).encode())
         self._note_address(address)
         return f"{host}:{self._head.port}"
@@ -187,19 +196,20 @@ class Daemon:
         if not welcome.get("head"):
             raise ClusterError(f"the node at {address} does not know its head")
         self._note_address(address)
+        self._steward = str(welcome.get("steward", ""))
         return str(welcome["head"])
 
     def _note_address(self, address: str) -> None:
         """For the command line, and for programs: which cluster it is that they name by this address."""
         places.write(self._home / "head.json", json.dumps({"address": address}).encode())
 
-    def _last_ports(self) -> tuple[int, int]:
-        """The head's, and its service's, when it was here last; zeros if it never was."""
+    def _last_ports(self) -> tuple[int, int, int]:
+        """The head's, its service's and the steward's, when it was here last; zeros if it never was."""
         try:
-            port, of_service = json.loads((self._local / "head-ports.json").read_text())
-            return int(port), int(of_service)
+            port, of_service, of_steward = json.loads((self._local / "head-ports.json").read_text())
+            return int(port), int(of_service), int(of_steward)
         except (OSError, ValueError):
-            return 0, 0
+            return 0, 0, 0
 
     def _write_record(self, address: str, head_address: str) -> None:
         record = {
@@ -236,6 +246,7 @@ class Daemon:
             "node_id": self.node_id,
             "resources": dict(self._node.resources),
             "nodes": nodes,
+            "steward": self._steward,
             "session": session,
             "reading": reading,
         }
@@ -338,6 +349,8 @@ class Daemon:
         if self._head is not None:
             self._head.close()
         self._reactor.thread.join()
+        if self._stewardship is not None:
+            self._stewardship.close()
         self._record.unlink(missing_ok=True)
         identity = tls.Identity(self._home, f"node-{self.node_id}")
         identity.path.unlink(missing_ok=True)

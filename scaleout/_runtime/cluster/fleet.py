@@ -73,6 +73,7 @@ class Fleet:
         self.on_place_lost: Callable[[RemoteNode], None] = lambda node: None
         self.on_short: Callable[[RemoteNode, dict[int, int]], None] = lambda node, usage: None
         self.on_leaving: Callable[[RemoteNode], None] = lambda node: None
+        self.steward = ""  # the address of the steward of detached actors
         self._teller: RemoteNode | None = None  # by whom we hear of nodes: of a thousand, one is enough
         self._roster = Roster(*listed)
         for node in nodes:

@@ -58,7 +58,7 @@ def _loaded(context: ssl.SSLContext, identity: Identity) -> ssl.SSLContext:
     return context
 
 
-def role_of(sock: ssl.SSLSocket) -> tuple[str, str]:
+def role_of(sock: ssl.SSLSocket | ssl.SSLObject) -> tuple[str, str]:
     """(role, id) of the peer, from its verified certificate; ("", "") if it has none."""
     found = sock.getpeercert()
     names: Any = (found or {}).get("subjectAltName", ())

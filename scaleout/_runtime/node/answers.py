@@ -70,6 +70,11 @@ class Answers:
         """Where names are looked up that come without one."""
         return self._owner.need_slots().namespace
 
+    def steward(self, peer: Peer) -> str:
+        """Where detached actors are to be had; empty without a cluster."""
+        address: str = self._owner.keeper.steward
+        return address
+
     def is_actor(self, peer: Peer, actor_id: int) -> bool:
         return isinstance(peer.holdings.find(actor_id), ActorRecord)
 

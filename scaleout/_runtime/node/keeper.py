@@ -58,6 +58,8 @@ class NoMirrors:
 class ZygoteKeeper:
     """See the module's docstring. `host` may be a zygote that is warm from before."""
 
+    steward = ""  # none, without a cluster
+
     def __init__(self, reactor: Reactor, host: Host | None, max_processes: int) -> None:
         self._reactor = reactor
         self._max_processes = max_processes

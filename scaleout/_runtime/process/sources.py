@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     Worker = Any  # process.worker's
 
+of_program: list[str] = []
+"""The names of the modules that were found so."""
+
 FIRST_QUESTION = 1 << 62
 """Beyond the numbers of `Requests`."""
 
@@ -203,6 +206,7 @@ class SourceFinder:
         if found is None:
             return None
         origin, is_package, digest, folders = found
+        of_program.append(name)
         if not origin:
             here = PathFinder.find_spec(name, path)
             beside = [] if here is None or here.loader is not None else here.submodule_search_locations or []
