@@ -34,6 +34,7 @@ ROWS = (
     ("joblib", "joblib: 5000 no-ops one by one; per call", "us", "embedded", 1.5),
     ("result", "a worker returns an existing 50 MB array", "s", "bare TLS socket, 50 MB", 1 / 0.7),
     ("argument", "a 50 MB array as argument", "s", "bare TLS socket, 50 MB", 1 / 0.7),
+    ("fetch", "a task's 50 MB array, from the node that has it here", "s", "bare TLS socket, 50 MB", 1 / 0.7),
     ("between", "a task's 50 MB array, from the node that has it to another", "s", "bare TLS socket, 50 MB", 1 / 0.7),
     ("task", "scaleout tasks x 3000, then get; per task", "us", "embedded", 2.0),
 )
@@ -78,9 +79,19 @@ def measures() -> dict[str, float]:
     task = scaleout.remote(negate)
     scaleout.get([task.remote(number) for number in range(100)])
     found["task"] = _per(3000, lambda: scaleout.get([task.remote(number) for number in range(3000)]))
+    found["fetch"] = min(_fetch_s() for _ in range(3))
     found["between"] = min(_between_s() for _ in range(3))
     scaleout.shutdown()
     return found
+
+
+def _fetch_s() -> float:
+    """From a large result that waits where it was made to an array here."""
+    import scaleout
+
+    made = scaleout.remote(_ones).remote(50 * MB // 8)
+    scaleout.wait([made])
+    return _once(lambda: scaleout.get(made))
 
 
 def _between_s() -> float:
@@ -108,9 +119,13 @@ def _began_at(array: object, number: int) -> float:
 
 def _per(calls: int, run: Callable[[], object]) -> float:
     run()
+    return _once(run) / calls
+
+
+def _once(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
-    return (time.perf_counter() - started) / calls
+    return time.perf_counter() - started
 
 
 def _make_array() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import psutil
 from clusters import Cluster, finish, kill, read_line, wait_until
 
 WAITING = """
@@ -342,3 +343,19 @@ def test_who_waits_for_a_gpu_and_is_not_wanted_any_more(cluster: Cluster) -> Non
     assert said == "cancelled\nwell\n"
     kill(keeper.pid)
     assert cluster.run(GPU_USER.replace("hold_both.remote()", "hold.remote(0.01)").replace('"0,1"', '"0"')) == "well\n"
+
+
+def test_a_node_keeps_nothing_of_programs_that_have_ended(cluster: Cluster) -> None:
+    address = cluster.start_head()
+    node = psutil.Process(cluster.pid_of(address))
+    sizes = []
+    for _ in range(10):
+        cluster.run(
+            """
+            import numpy, scaleout
+            make = scaleout.remote(lambda: numpy.ones(1_000_000))
+            assert scaleout.get(make.remote()).sum() == 1_000_000
+            """
+        )
+        sizes.append(node.memory_full_info().uss)
+    assert sizes[-1] - sizes[3] < 6e6, sizes  # what the first leave behind is used again

@@ -79,6 +79,9 @@ SOURCES_BYTES = 50 << 20
 SOURCE_PART_BYTES = 512 * 1024
 """Of a module, in one answer: half a frame."""
 
+TIDY_SECONDS = 1.0
+"""After the end of a program a node's memory of it is collected."""
+
 STEWARD_LOOK_SECONDS = 0.5
 """How often the head looks whether the steward of detached actors is still there."""
 
@@ -112,7 +115,7 @@ RESUME_SECONDS = 5.0
 RESUME_PAUSE_SECONDS = 0.2
 """Between attempts to make it."""
 
-CONFIRM_BYTES = 256 * 1024
+CONFIRM_BYTES = 1 << 20
 """After so much received on a link between machines the sender is told, who keeps it until then."""
 
 UNCONFIRMED_BYTES = 16 << 20

@@ -7,6 +7,7 @@ failed, it says so in one line of JSON on stdout: {"address", "node_id", "head"}
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import marshal
 import os
@@ -83,6 +84,7 @@ class Daemon:
         self._tenants: list[Tenant] = []
         self._nodes: tuple[int, list[Any]] = (0, [])  # as drivers are told, and the list's version
         self._watches_memory = False
+        self._is_tidy_armed = False
         self._told_short: set[Tenant] = set()  # since memory has run short
         self._head: Head | None = None
         self._agent: Agent | None = None
@@ -280,7 +282,7 @@ class Daemon:
             self._settings,
             self._sources_dir,
             self._puller,
-            self._tenants.remove,
+            self._tenant_gone,
             lambda tenant: tenant.tell_nodes(self._nodes),
             report,
         )
@@ -289,6 +291,17 @@ class Daemon:
         if not self._watches_memory:
             self._watches_memory = True
             self._watch_memory()
+
+    def _tenant_gone(self, tenant: Tenant) -> None:
+        self._tenants.remove(tenant)
+        if not self._is_tidy_armed:
+            self._is_tidy_armed = True
+            self._reactor.call_later(limits.TIDY_SECONDS, self._tidy)
+
+    def _tidy(self) -> None:
+        """A tenant is all cycles, and what goes on here makes no garbage by which the collector would come to it."""
+        self._is_tidy_armed = False
+        gc.collect()
 
     def _watch_memory(self) -> None:
         """As long as there are drivers: when memory runs short, the one whose workers have most of it is told, then the

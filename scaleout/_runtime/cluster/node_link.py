@@ -8,16 +8,19 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from collections import deque
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.outbox import Outbox
 from scaleout._runtime.core.unconfirmed import Unconfirmed
 from scaleout._runtime.wire import frames
-from scaleout._runtime.wire.frames import frame
+from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES, frame
 from scaleout._runtime.wire.link import Link
+from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 SILENCE = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
@@ -27,6 +30,10 @@ RECORD_BYTES = 16 * 1024
 """The longest record of TLS: what the library may hold that no poll of the socket shows."""
 
 
+WHOLE_BYTES = 64 * 1024
+"""What is larger is not copied once more to be sent together with what stands beside it."""
+
+
 class NodeLink(Link):
     """Non-blocking. One thread at a time uses it, as a TLS connection has one state for both directions."""
 
@@ -34,6 +41,8 @@ class NodeLink(Link):
         "_buffer",
         "_confirmation",
         "_confirmed_bytes",
+        "_cut_bytes",
+        "_filled_bytes",
         "_outbox",
         "_pending",
         "_sending",
@@ -49,11 +58,14 @@ class NodeLink(Link):
         self._use(sock)
         self.was_silent = False  # the connection ended for that
         self.is_spoilt = False  # something that should have been sent is lost: no connection is to follow
-        self._buffer = memoryview(bytearray(limits.TURN_BYTES + RECORD_BYTES))
+        # A torn frame stands at the beginning; the pages of what is never filled cost nothing.
+        self._buffer = memoryview(bytearray(limits.FRAME_BYTES + HEADER_BYTES + limits.TURN_BYTES + RECORD_BYTES))
+        self._filled_bytes = self._cut_bytes = 0  # of the buffer; and so much of that has been cut into frames
         self.received_bytes = self._confirmed_bytes = 0  # of the stream; and so many of them we have confirmed
         self._confirmation = b""  # the frame that is to say so
         self._outbox = Outbox()
-        self._sending = memoryview(b"")  # the same bytes again after a write that did not go through, as TLS wants it
+        # The same bytes again after a write that did not go through, as TLS wants it.
+        self._sending: deque[memoryview] = deque()
         self._unconfirmed = Unconfirmed()
 
     # -- one connection after the other ----------------------------------------------------------
@@ -90,27 +102,48 @@ class NodeLink(Link):
 
     # -- receiving -------------------------------------------------------------------------------
 
-    def receive(self) -> bytes:
-        size = 0
+    def receive(self) -> memoryview:  # type: ignore[override]
+        """As that of any link, for `frames`: good until the next call."""
         buffer = self._buffer
+        start = self._filled_bytes - self._cut_bytes
+        buffer[:start] = buffer[self._cut_bytes : self._filled_bytes]
+        self._filled_bytes, self._cut_bytes = start, 0
+        end = start
         try:
-            while (size < limits.TURN_BYTES or self._has_more) and (got := self.sock.recv_into(buffer[size:])):
-                size += got  # a record of TLS at most: 16 KB
+            while (end - start < limits.TURN_BYTES or self._has_more) and (got := self.sock.recv_into(buffer[end:])):
+                end += got  # a record of TLS at most: 16 KB
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            if not size:
+            if end == start:
                 raise BlockingIOError from None
         except OSError as error:
             self.was_silent = error.errno in SILENCE
-            if not size:
+            if end == start:
                 raise
-        if not size:
-            return b""  # a torn frame may go on over another connection
-        self.received_bytes += size
+        if end == start:
+            return buffer[:0]  # a torn frame may go on over another connection
+        self._filled_bytes = end
+        self.received_bytes += end - start
         if self.received_bytes - self._confirmed_bytes >= limits.CONFIRM_BYTES:
             self._confirmed_bytes = self.received_bytes
             self._confirmation = frame(frames.CONFIRM, number=self.received_bytes)
-        tail, self._tail = self._tail, b""
-        return b"".join((tail, buffer[:size]))
+        return buffer[:end]
+
+    def frames(self, data: Any) -> list[tuple[int, int, int, int, Any]]:
+        """As any link cuts what it received. The body of a PIECE is not copied: good until more is received."""
+        found: list[tuple[int, int, int, int, Any]] = []
+        position, end = 0, len(data)
+        while end - position >= HEADER_BYTES:
+            length, kind, flag, aux, number = HEADER.unpack_from(data, position)
+            if length > limits.FRAME_BYTES:
+                raise InternalError(f"a frame of kind {kind} claims {length} bytes; the bound is {limits.FRAME_BYTES}")
+            following = position + HEADER_BYTES + length
+            if following > end:
+                break
+            body = data[position + HEADER_BYTES : following]
+            found.append((kind, flag, aux, number, body if kind == frames.PIECE else bytes(body)))
+            position = following
+        self._cut_bytes = position
+        return found
 
     @property
     def _has_more(self) -> bool:
@@ -137,15 +170,19 @@ class NodeLink(Link):
         while self._sending or self._load():
             if size >= limits.TURN_BYTES:
                 return False  # the rest when the socket says that it takes more
+            data = self._sending[0]
             try:
-                sent = self.sock.send(self._sending)
+                sent = self.sock.send(data)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return False
             except (ValueError, OSError):
                 self._hang_up()
                 return True
-            self._sending = self._sending[sent:]
             size += sent
+            if sent == len(data):
+                self._sending.popleft()
+            else:
+                self._sending[0] = data[sent:]
         return True
 
     def _hang_up(self) -> None:
@@ -162,7 +199,7 @@ class NodeLink(Link):
     def _load(self) -> bool:
         """The next bytes to be sent, if there are any: with too much under way only a confirmation, or both sides may
         wait for one."""
-        parts = [self._confirmation]
+        parts: list[bytes | bytearray] = [self._confirmation]
         self._confirmation = b""
         if self._unconfirmed.size_bytes < limits.UNCONFIRMED_BYTES:
             try:
@@ -172,16 +209,39 @@ class NodeLink(Link):
                 self.discard_outbound()
                 self._hang_up()
                 return False
-        return self._send_next(parts)
+        self._send_next(joined(parts))
+        return bool(self._sending)
 
-    def _send_next(self, parts: Any) -> bool:
-        self._sending = memoryview(b"".join(parts))
-        self._unconfirmed.sent(self._sending)  # some of it may arrive although the socket has not taken it all
-        return len(self._sending) > 0
+    def _send_next(self, parts: Iterable[memoryview]) -> None:
+        self._sending.clear()
+        for part in parts:
+            self._sending.append(part)
+            self._unconfirmed.sent(part)  # some of it may arrive although the socket has not taken it all
 
     def discard_outbound(self) -> None:
         self._outbox.clear()
-        self._sending = memoryview(b"")
+        self._sending.clear()
+
+    def close(self) -> None:
+        super().close()
+        self._unconfirmed = Unconfirmed()
+        self._buffer = memoryview(b"")  # megabytes, and whoever still knows the link has no use for them
+        self._filled_bytes = self._cut_bytes = 0
+
+
+def joined(parts: Iterable[bytes | bytearray]) -> Iterator[memoryview]:
+    """What is small together, as each write costs a record of TLS and a call of the system; what is large as it is."""
+    small: list[bytes | bytearray] = []
+    for part in parts:
+        if len(part) < WHOLE_BYTES:
+            small.append(part)
+            continue
+        if small:
+            yield memoryview(b"".join(small))
+            small.clear()
+        yield memoryview(part)
+    if data := b"".join(small):
+        yield memoryview(data)
 
 
 def _watch_for_silence(sock: socket.socket) -> None:

@@ -12,7 +12,7 @@ from struct import Struct
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.wire import frames
-from scaleout._runtime.wire.frames import HEADER
+from scaleout._runtime.wire.frames import HEADER, HEADER_BYTES
 from scaleout._runtime.wire.link import GATHER_BYTES
 
 TYPE_CHECKING = False
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from scaleout._runtime.store.segment import Extent
 
 OFFSET = Struct("<Q")
+BEFORE_DATA = HEADER_BYTES + OFFSET.size
+"""Of a piece."""
 
 TRANSFERS = 1 << 63
 """With a transfer's number, its place in an outbox, as if of a worker: no worker's frames wait for it."""
@@ -63,17 +65,21 @@ class Piecewise:
         self.left = 0
         self._file = None
 
-    def next_frame(self) -> bytes:
+    def next_frame(self) -> bytes | bytearray:
         """The next of its pieces; b"" after the last."""
         if self._file is None:
             return b""
-        data = os.pread(self._file.fd, min(self.left, limits.PIECE_BYTES), self.offset)
-        if not data:  # the segment was cut short: what is missing reads as zeros
-            data = bytes(min(self.left, limits.PIECE_BYTES))
-        head = HEADER.pack(OFFSET.size + len(data), frames.PIECE, 0, 0, self.segment_id)
-        piece = b"".join((head, OFFSET.pack(self.offset), data))
-        self.offset += len(data)
-        self.left -= len(data)
+        piece = bytearray(BEFORE_DATA + min(self.left, limits.PIECE_BYTES))
+        with memoryview(piece) as view:
+            size = os.preadv(self._file.fd, [view[BEFORE_DATA:]], self.offset)
+        if size:
+            del piece[BEFORE_DATA + size :]
+        else:  # the segment was cut short: what is missing reads as zeros
+            size = len(piece) - BEFORE_DATA
+        HEADER.pack_into(piece, 0, OFFSET.size + size, frames.PIECE, 0, 0, self.segment_id)
+        OFFSET.pack_into(piece, HEADER_BYTES, self.offset)
+        self.offset += size
+        self.left -= size
         if not self.left:
             self._file = None
         return piece
@@ -133,7 +139,7 @@ class Backlog:
         self.worker_id = worker_id
         self.items: deque[tuple[int, Any]] = deque()
 
-    def take(self, before: int) -> bytes:
+    def take(self, before: int) -> bytes | bytearray:
         """The next of it; b"" if it has ended, waits for another, or was put in after number `before`."""
         items = self.items
         while items:
@@ -186,7 +192,7 @@ class Outbox:
             self._front.append(backlog)
         backlog.items.append((self._count, data))
 
-    def take(self) -> list[bytes]:
+    def take(self) -> list[bytes | bytearray]:
         """What goes next, about GATHER_BYTES of the front, and as much of the backlogs, or one piece: each has its part
         however much there is of the other."""
         parts = self._take_front()
@@ -205,8 +211,8 @@ class Outbox:
                 del self._waiting[backlog.worker_id]
         return parts
 
-    def _take_front(self) -> list[bytes]:
-        parts: list[bytes] = []
+    def _take_front(self) -> list[bytes | bytearray]:
+        parts: list[bytes | bytearray] = []
         size = 0
         while self._front and size < GATHER_BYTES:
             data = self._front.popleft()
