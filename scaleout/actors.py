@@ -73,13 +73,14 @@ class RemoteClass:
         client = session.default_client()
         if options["namespace"] is None:
             options = {**options, "namespace": client.namespace}
+        by_name = options["namespace"], options["name"], options["is_detached"]
         is_shared = self._given.get("get_if_exists") and options["name"]
-        if is_shared and (found := _find(options["namespace"], options["name"])) is not None:
+        if is_shared and (found := _find(*by_name)) is not None:
             return found
         try:
             return self._start(client, args, kwargs, options)
         except ValueError:
-            if is_shared and (found := _find(options["namespace"], options["name"])) is not None:
+            if is_shared and (found := _find(*by_name)) is not None:
                 return found  # somebody else was faster
             raise
 
@@ -87,9 +88,9 @@ class RemoteClass:
         self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
     ) -> ActorHandle:
         if options["is_detached"] and client.steward:
-            from scaleout.detached import handle
+            from scaleout.detached import outside  # not before somebody has such an actor: it is rare
 
-            return handle.create(self._class, options, args, kwargs)
+            return outside.create(self._class, options, args, kwargs)
         if self._client is not client:
             self._record = client.prepare(self._class)
             self._client = client
@@ -148,22 +149,23 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     """
     if namespace is None:
         namespace = session.default_client().namespace
-    found = _find(namespace, name)
+    found = _find(namespace, name, True)
     if found is None:
         raise ValueError(f"there is no actor named {name!r} in namespace {namespace!r}")
     return found
 
 
-def _find(namespace: str, name: str) -> ActorHandle | None:
+def _find(namespace: str, name: str, is_detached: bool) -> ActorHandle | None:
+    """This program's own comes first; `is_detached`: it may be one of the cluster's."""
     client = session.default_client()
     found = client.find_actor(namespace, name)
     if found is not None:
         return _handle(*found)
-    if not client.steward:
+    if not client.steward or not is_detached:
         return None
-    from scaleout.detached import handle
+    from scaleout.detached import outside
 
-    return handle.find(namespace, name)
+    return outside.find(namespace, name)
 
 
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
@@ -171,9 +173,9 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     if not isinstance(actor, ActorHandle):
         raise TypeError(f"kill takes the handle of an actor, not {actor!r}; cancel is for tasks")
     if actor._hold is None:
-        from scaleout.detached import handle
+        from scaleout.detached import outside
 
-        handle.kill(actor, not no_restart)
+        outside.kill(actor, not no_restart)
     else:
         session.default_client().kill_actor(actor._hold, not no_restart)
 

@@ -22,31 +22,31 @@ class Envoy:
     Each method asks before it waits for anything, so the calls of one caller reach the steward in their order.
     """
 
-    CALLS = 10_000  # that may be under way at a time
+    CALLS = 1_000_000  # that may be under way at a time: none may keep others from the actor that they wait for
 
     def __init__(self, address: str) -> None:
-        self._line = Line(address)
+        self._talk = Conversation(address)
 
     async def create(self, cls: type, options: dict[str, Any], /, *args: Any, **kwargs: Any) -> int:
         """Start an actor; its key."""
-        facts, _ = await self._line.ask(("create", options), [packed((cls, args, kwargs))])
+        facts, _ = await self._talk.ask(("create", options), [packed((cls, args, kwargs))]).answer()
         return int(facts[0])
 
     async def find(self, namespace: str, name: str) -> Any:
         """(key, options) of the living actor of this name, or None."""
-        facts, _ = await self._line.ask(("find", namespace, name))
+        facts, _ = await self._talk.ask(("find", namespace, name)).answer()
         return facts[0]
 
     async def kill(self, key: int, may_restart: bool) -> None:
-        await self._line.ask(("kill", key, may_restart))
+        await self._talk.ask(("kill", key, may_restart)).answer()
 
     async def call(self, key: int, method: str, said: tuple[Any, ...], /, *args: Any, **kwargs: Any) -> Any:
         """Call a method of an actor. `said`: (how many results, retries, time limit)."""
-        question = self._line.ask(("call", key, method, said), [packed((args, kwargs))])
+        question = self._talk.ask(("call", key, method, said), [packed((args, kwargs))])
         try:
-            _, values = await question
+            _, values = await question.answer()
         except asyncio.CancelledError:
-            self._line.tell(("cancel", question.number))
+            self._talk.tell(("cancel", question.number))
             raise
         results = tuple(map(unpacked, values))
         return results[0] if said[0] == 1 else results
@@ -54,28 +54,50 @@ class Envoy:
     async def stream(
         self, key: int, method: str, said: tuple[Any, ...], /, *args: Any, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        """The same of a method that yields. Asks for each item: so the actor is as far ahead of its consumer as
-        streams are."""
-        question = self._line.ask(("stream", key, method, said), [packed((args, kwargs))])
+        """The same of a method that yields. It is asked for each item, so that the actor is not further ahead of its
+        consumer than streams are."""
+        question = self._talk.ask(("stream", key, method, said), [packed((args, kwargs))])
         try:
-            await question
+            await question.answer()
             while True:
-                _, values = await self._line.ask(("next", question.number))
+                _, values = await self._talk.ask(("next", question.number)).answer()
                 if not values:
                     return
                 yield unpacked(values[0])
         finally:
-            self._line.tell(("drop", question.number))
+            self._talk.tell(("drop", question.number))
 
 
-class Question(asyncio.Future):
-    """Its answer is (facts, values)."""
+class Question:
+    """What was asked, under its number."""
 
-    number: int
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.future: asyncio.Future[tuple[bool, list[Any], list[Any]]] = asyncio.get_running_loop().create_future()
+
+    async def answer(self) -> tuple[list[Any], list[Any]]:
+        """(facts, values); raises what the answer says, or ClusterError if there will be none."""
+        is_well, facts, values = await self.future
+        if not is_well:
+            raise _exception_of(values[0]) from (RemoteTraceback(facts[0]) if facts[0] else None)
+        return facts, values
+
+    def fail(self, message: str) -> None:
+        if not self.future.done():
+            self.future.set_exception(ClusterError(message))
+            self.future.exception()  # nobody may be waiting any more
 
 
-class Line:
-    """A connection to the steward: made when something is to be said, and anew when it has broken."""
+def _exception_of(parts: Sequence[Any]) -> Exception:
+    try:
+        error = unpacked(parts)
+    except Exception as reason:  # noqa: BLE001 - of the exception's own class
+        return ResultUnpicklingError(f"an exception of a detached actor cannot be unpickled: {reason}")
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+class Conversation:
+    """With the steward: over a connection that is made when something is to be said, and anew when it has broken."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -87,16 +109,16 @@ class Line:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, facts: tuple[Any, ...], values: Sequence[Any] = ()) -> Question:
-        """Say it, after what was said before; the question can be awaited. ClusterError if the steward is gone."""
-        question = Question()
-        question.number = next(self._numbers)
+        """Say it, after what was said before."""
+        question = Question(next(self._numbers))
         self._questions[question.number] = question
         self._say((question.number, *facts), values)
         return question
 
     def tell(self, facts: tuple[Any, ...]) -> None:
-        """What needs no answer."""
-        self._say((0, *facts), ())
+        """What needs no answer; it is of what was said over this connection."""
+        if self._writer is not None:
+            self._say((0, *facts), ())
 
     def _say(self, facts: tuple[Any, ...], values: Sequence[Any]) -> None:
         self._unsaid.append((facts, values))
@@ -112,20 +134,36 @@ class Line:
     async def _speak(self) -> None:
         try:
             while self._unsaid:
-                if self._writer is None:
-                    reader, self._writer = await door.dial(self._address)
-                    self._do(self._listen(reader, self._writer))
+                writer = self._writer or await self._connected()
+                if writer is None:
+                    continue
                 facts, values = self._unsaid.popleft()
                 try:
-                    door.write(self._writer, facts, values)
+                    door.write(writer, facts, values)
                 except ValueError as error:
-                    self._questions.pop(facts[0]).set_exception(error)
+                    self._questions.pop(facts[0]).fail(str(error))
                     continue
-                await self._writer.drain()
-        except Exception as error:  # noqa: BLE001 - whatever it is, nothing will be heard
-            self._lost(self._writer, f"the steward of detached actors at {self._address} cannot be reached: {error}")
+                try:
+                    await writer.drain()
+                except OSError:
+                    self._lost(writer, "has ended")
         finally:
             self._is_speaking = False
+
+    async def _connected(self) -> asyncio.StreamWriter | None:
+        """A connection; if there is none to be had, nothing is left to be said."""
+        try:
+            try:
+                reader, writer = await door.dial(self._address)
+            except OSError:  # it may just have ended, having had nothing to do
+                reader, writer = await door.dial(self._address)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing will be heard
+            reason = str(error) or type(error).__name__
+            self._fail_all(f"the steward of detached actors at {self._address} cannot be reached: {reason}")
+            return None
+        self._writer = writer
+        self._do(self._listen(reader, writer))
+        return writer
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reason = "has ended"
@@ -133,37 +171,26 @@ class Line:
             while True:
                 (number, is_well, *facts), values = await door.read(reader)
                 question = self._questions.pop(number, None)
-                if question is None or question.done():
-                    continue
-                if is_well:
-                    question.set_result((facts, values))
-                else:
-                    question.set_exception(_exception_of(facts[0], values[0]))
+                if question is not None and not question.future.done():
+                    question.future.set_result((is_well, facts, values))
         except (EOFError, OSError):
             pass
         except Exception as error:  # noqa: BLE001 - nonsense
             reason = f"makes no sense: {error}"
-        self._lost(writer, f"the steward of detached actors at {self._address} {reason}; the call may have been made")
+        self._lost(writer, reason)
 
-    def _lost(self, writer: asyncio.StreamWriter | None, message: str) -> None:
+    def _lost(self, writer: asyncio.StreamWriter, reason: str) -> None:
         """Nothing more comes by this connection."""
-        if writer is not self._writer:
-            return
-        self._writer = None
-        if writer is not None:
-            writer.close()
+        writer.close()
+        if writer is self._writer:
+            self._writer = None
+            self._fail_all(
+                f"the steward of detached actors at {self._address} {reason}; "
+                "calls that were under way may have been made, or not"
+            )
+
+    def _fail_all(self, message: str) -> None:
         self._unsaid.clear()
         questions, self._questions = self._questions, {}
         for question in questions.values():
-            if not question.done():
-                question.set_exception(ClusterError(message))
-
-
-def _exception_of(text: str, parts: Sequence[Any]) -> BaseException:
-    try:
-        error: BaseException = unpacked(parts)
-    except Exception as reason:  # noqa: BLE001 - of the exception's own class
-        error = ResultUnpicklingError(f"an exception of a detached actor cannot be unpickled: {reason}")
-    if text:
-        error.__cause__ = RemoteTraceback(text)
-    return error
+            question.fail(message)

@@ -5,6 +5,7 @@ A value is a list of parts, the pickle and its large buffers, so that nobody in 
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 
@@ -21,8 +22,9 @@ BUFFER_BYTES = 16 * 1024
 """A smaller buffer stays in the pickle."""
 
 
-def packed(value: Any) -> list[Any]:
-    """The parts of a value. TypeError if there is something in it that is one program's alone."""
+@functools.cache
+def _pickler() -> Any:
+    """Made when it is needed: cloudpickle is slow to import."""
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):
@@ -39,7 +41,13 @@ def packed(value: Any) -> list[Any]:
                 )
             return super().reducer_override(obj)
 
-    _register_sources(cloudpickle)
+    return Pickler
+
+
+def packed(value: Any) -> list[Any]:
+    """The parts of a value. TypeError if there is something in it that is one program's alone."""
+    pickler = _pickler()
+    _register_sources()
     buffers: list[pickle.PickleBuffer] = []
 
     def is_kept(buffer: pickle.PickleBuffer) -> bool:
@@ -50,7 +58,7 @@ def packed(value: Any) -> list[Any]:
         return False
 
     stream = io.BytesIO()
-    Pickler(stream, protocol=5, buffer_callback=is_kept).dump(value)
+    pickler(stream, protocol=5, buffer_callback=is_kept).dump(value)
     return [stream.getvalue(), *(bytearray(buffer.raw()) for buffer in buffers)]
 
 
@@ -59,8 +67,10 @@ def unpacked(parts: Sequence[Any]) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _register_sources(cloudpickle: Any) -> None:
+def _register_sources() -> None:
     """Modules of the program's own, which came here from its machine, do not exist elsewhere."""
+    import cloudpickle
+
     known = cloudpickle.list_registry_pickle_by_value()
     for module in session.modules_of_program():
         if module.__name__ not in known:

@@ -386,3 +386,281 @@ def _is_gone(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:
         return True
+
+
+def test_whatever_a_method_raises(pair: Cluster) -> None:
+    output = pair.run(
+        with_counter("""
+        import asyncio
+
+        class Base(BaseException):
+            pass
+
+        @scaleout.remote
+        class Raises:
+            def raises(self, error):
+                raise error
+
+            def unpicklable(self):
+                raise ValueError(open(os.devnull))
+
+        @scaleout.remote
+        class RaisesAsync:
+            async def raises(self, error):
+                raise error
+
+        counter = Counter.options(name="counter", lifetime="detached").remote()
+        for number, cls in enumerate((Raises, RaisesAsync)):
+            actor = cls.options(name=f"raises{number}", lifetime="detached").remote()
+            for error in (
+                ValueError(1), KeyboardInterrupt(3), StopIteration(4), StopAsyncIteration(5),
+                asyncio.CancelledError(6), Base(7),
+            ):
+                other = counter.add.remote()
+                try:
+                    scaleout.get(actor.raises.remote(error))
+                except type(error) as found:
+                    print(type(found).__name__, found.args)
+                except RuntimeError as found:
+                    print("as", found)
+                scaleout.get(other)
+        try:
+            scaleout.get(scaleout.get_actor("raises0").unpicklable.remote())
+        except scaleout.errors.ResultPicklingError as error:
+            print(str(error).split(":")[0])
+        print(scaleout.get(counter.add.remote(0)))
+
+        @scaleout.remote
+        class Broken:
+            def __init__(self):
+                raise Odd("in the constructor")
+
+            def call(self):
+                pass
+
+        try:
+            scaleout.get(Broken.options(name="broken", lifetime="detached").remote().call.remote())
+        except scaleout.errors.ActorDiedError as error:
+            print(error.class_name, error.name, "Odd: in the constructor" in str(error.__cause__.__cause__))
+        """).replace("import asyncio,", "import scaleout.errors, asyncio,")
+    )
+    told = ["as StopIteration: 4", "as StopAsyncIteration: 5", "as CancelledError: 6", "as Base: 7"]
+    each = ["ValueError (1,)", "as KeyboardInterrupt: 3", *told]
+    lines = output.splitlines()
+    assert lines[:12] == each * 2, output
+    assert lines[12:] == ["the exception ValueError cannot be pickled", "12", "Broken broken True"]
+
+
+def test_actors_of_a_program_do_not_hold_up_one_another(pair: Cluster) -> None:
+    """Neither by a value that the calls of one wait for, nor by large arguments of calls that wait."""
+    output = pair.run(
+        with_counter("""
+        import asyncio, threading, time
+
+        @scaleout.remote
+        class Gate:
+            def __init__(self):
+                self.event = asyncio.Event()
+
+            async def wait(self, data):
+                await self.event.wait()
+
+            async def open(self):
+                self.event.set()
+
+        @scaleout.remote
+        def slow(gate):
+            scaleout.get(gate.wait.remote(b""))
+            return 1
+
+        gate = Gate.options(name="gate", lifetime="detached").remote()
+        counter = Counter.options(name="counter", lifetime="detached").remote()
+        waits = [gate.wait.remote(bytes(60_000)) for _ in range(50)]
+        first = counter.add.remote(slow.remote(gate))
+        second = counter.add.remote(10)
+        other = Counter.options(name="other", lifetime="detached").remote()
+        print(scaleout.get(other.add.remote()))
+        gate.open.remote()
+        scaleout.get(waits)
+        print(scaleout.get([first, second]))
+        """)
+    )
+    assert output == "1\n[1, 11]\n"
+
+
+def test_actors_find_one_another(pair: Cluster) -> None:
+    output = pair.run(
+        with_counter("""
+        @scaleout.remote
+        class Finder:
+            def add(self, amount):
+                return scaleout.get(scaleout.get_actor("counter").add.remote(amount))
+
+            def make(self):
+                Counter.options(name="made", lifetime="detached", get_if_exists=True).remote(50)
+                own = Counter.options(name="counter").remote(7)  # its steward's program has another of that name
+                return scaleout.get(own.add.remote(0))
+
+        scaleout.init(namespace="here")
+        Counter.options(name="counter", lifetime="detached").remote()
+        finder = Finder.options(name="finder", lifetime="detached").remote()
+        print(scaleout.get([finder.add.remote(2), finder.make.remote(), finder.add.remote(3)]))
+        print(scaleout.get(scaleout.get_actor("made").add.remote(1)))
+        """)
+    )
+    assert output == "[2, 7, 5]\n51\n"
+    assert {(fact["namespace"], fact["name"]) for fact in actors(pair)} == {
+        ("here", "counter"),
+        ("here", "finder"),
+        ("here", "made"),
+    }
+
+
+def test_streams_that_are_left(pair: Cluster) -> None:
+    output = pair.run(
+        with_counter("""
+        import itertools
+
+        @scaleout.remote
+        class Source:
+            def numbers(self):
+                yield from itertools.count()
+
+            def answer(self):
+                return "here"
+
+            def broken(self):
+                yield 1
+                raise Odd("at the second")
+
+        source = Source.options(name="source", lifetime="detached").remote()
+        for _ in range(3):
+            numbers = source.numbers.remote()
+            assert [scaleout.get(next(numbers)) for _ in range(100)] == list(range(100))
+            del numbers
+            print(scaleout.get(source.answer.remote()))
+        items = source.broken.remote()
+        print(scaleout.get(next(items)))
+        try:
+            scaleout.get(next(items))
+        except Odd as error:
+            print(error)
+        """)
+    )
+    assert output == "here\nhere\nhere\n1\nat the second\n"
+    left = 'import scaleout\nnumbers = scaleout.get_actor("source").numbers.remote()\nnext(numbers)\n'
+    pair.run(left + "import os\nos._exit(0)\n")
+    assert pair.run('import scaleout\nprint(scaleout.get(scaleout.get_actor("source").answer.remote()))\n') == "here\n"
+
+
+def test_an_envoy_that_is_killed_has_a_successor(pair: Cluster) -> None:
+    output = pair.run(
+        with_counter("""
+        import signal, time
+        counter = Counter.options(name="counter", lifetime="detached").remote()
+        for number in range(3):
+            print(scaleout.get(counter.add.remote()))
+            (envoy,) = [actor for actor in scaleout.list_actors() if actor["class_name"] == "Envoy"]
+            os.kill(envoy["pid"], signal.SIGKILL)
+            while [actor["restarts"] for actor in scaleout.list_actors()] != [number + 1]:
+                time.sleep(0.01)
+        print(scaleout.get(counter.add.remote()))
+        """)
+    )
+    assert output == "1\n2\n3\n4\n"
+
+
+def test_a_cluster_of_one_node_whose_head_is_killed(cluster: Cluster) -> None:
+    """Its workers end with it, and its actors: those that may be started again are, as soon as there is a place."""
+    address = cluster.start_head()
+    program = cluster.start(
+        with_counter("""
+        once = Counter.options(name="once", lifetime="detached").remote()
+        again = Counter.options(name="again", lifetime="detached", on_failure="restart").remote(100)
+        print(scaleout.get([once.add.remote(), again.add.remote()]), flush=True)
+        input()
+        """),
+        stdin=True,
+    )
+    assert read_line(program) == "[1, 101]"
+    kill(cluster.pid_of(address))
+    assert cluster.start_head() == address
+    program.communicate("\n")
+    found = """
+        import scaleout
+        print(scaleout.get(scaleout.get_actor("again").add.remote()))
+        try:
+            scaleout.get_actor("once")
+        except ValueError:
+            print("gone")
+    """
+    assert cluster.run(found) == "101\ngone\n"
+
+
+def test_a_cluster_that_is_stopped_and_started(cluster: Cluster) -> None:
+    cluster.start_head()
+    cluster.run(
+        with_counter("""
+        once = Counter.options(name="once", lifetime="detached").remote()
+        again = Counter.options(name="again", lifetime="detached", on_failure="restart").remote(100)
+        killed = Counter.options(name="killed", lifetime="detached", on_failure="restart").remote(100)
+        scaleout.get([once.add.remote(), again.add.remote(), killed.add.remote()])
+        scaleout.kill(killed)
+        """)
+    )
+    cluster.must("stop")
+    cluster.start_head()
+    wait_until(lambda: [fact["name"] for fact in actors(cluster)] == ["again"])
+    assert cluster.run('import scaleout\nprint(scaleout.get(scaleout.get_actor("again").add.remote()))\n') == "101\n"
+
+
+def test_strangers_and_nonsense_at_the_door(pair: Cluster) -> None:
+    pair.run(MAKE)
+    ports = json.loads(next((pair.directory / "run").glob("**/head-ports.json")).read_text())
+    host = pair.address.rsplit(":", 1)[0]
+    pair.run(
+        f"""
+        import asyncio, marshal, os, socket, ssl, struct
+        from scaleout._runtime.cluster import door
+
+        with socket.create_connection(({host!r}, {ports[2]})) as plain:
+            plain.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
+            assert b"6" not in plain.recv(1000)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        with socket.create_connection(({host!r}, {ports[2]})) as plain, context.wrap_socket(plain) as secure:
+            try:
+                secure.sendall(struct.pack("!I", 5) + bytes(5))
+                assert not secure.recv(1000)
+            except OSError:
+                pass
+
+        async def member(data):
+            reader, writer = await door.dial("{host}:{ports[2]}")
+            writer.write(data)
+            if len(data) < 4:
+                writer.write_eof() if writer.can_write_eof() else writer.close()
+            assert await reader.read() == b""
+
+        def message(*facts, sizes=()):
+            data = marshal.dumps((facts, list(sizes)))
+            return struct.pack("!I", len(data)) + data
+
+        async def main():
+            for data in (
+                b"ab", struct.pack("!I", 1 << 31), struct.pack("!I", 3) + b"abc", message(1), message(1, "no"),
+                message(1, "__init__"), message(1, "run"), message(1, "list", sizes="x"),
+            ):
+                await asyncio.wait_for(member(data), 20)
+            reader, writer = await door.dial("{host}:{ports[2]}")
+            for facts in ((1, "call", 5), (2, "next", 7), (3, "find", []), (4, "kill", None, None), (0, "cancel", 9)):
+                writer.write(message(*facts))
+            writer.write(message(5, "list"))
+            answers = dict([(await door.read(reader))[0][:2] for _ in range(5)])
+            assert answers == {{1: False, 2: False, 3: False, 4: True, 5: True}}, answers
+
+        asyncio.run(main())
+        """
+    )
+    assert pair.run('import scaleout\nprint(scaleout.get(scaleout.get_actor("counter").add.remote()))\n') == "7\n"

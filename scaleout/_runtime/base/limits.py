@@ -79,14 +79,26 @@ SOURCES_BYTES = 50 << 20
 SOURCE_PART_BYTES = 512 * 1024
 """Of a module, in one answer: half a frame."""
 
+LEAVE_SECONDS = 1.0
+"""That a program which exits takes at most to say so to the nodes of its cluster."""
+
+PLACE_SECONDS = 0.5
+"""How often an actor that no node has a place for looks again."""
+
 TIDY_SECONDS = 1.0
 """After the end of a program a node's memory of it is collected."""
 
 STEWARD_LOOK_SECONDS = 0.5
 """How often the head looks whether the steward of detached actors is still there."""
 
+STEWARD_DIAL_SECONDS = 20.0
+"""Who calls the steward of detached actors waits so long for it: it may have to be started."""
+
 STEWARD_TRIAL_SECONDS = 5.0
-"""One that fails sooner is started again for the next caller, not at once."""
+"""One that fails sooner is started again for the next caller, and that not before some seconds are over."""
+
+STEWARD_PAUSE_SECONDS = 30.0
+"""The longest of these pauses, which begin at a second."""
 
 STEWARD_END_SECONDS = 5.0
 """That it may take to end its actors."""

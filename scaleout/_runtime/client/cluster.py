@@ -6,7 +6,11 @@ import concurrent.futures
 import json
 import os
 import secrets
+import threading
+import weakref
+from multiprocessing import util
 
+from scaleout._runtime.base import limits, this_process
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.embedded import EmbeddedSession, InitializerFrames
 from scaleout._runtime.cluster import dial, places, tls
@@ -40,6 +44,7 @@ class ClusterSession(EmbeddedSession):
         cpus = sum(node.room.resources.get("CPU", 0) for node in self._connected) // 1000
         values = {field: getattr(settings, field) for field in Settings.__slots__}
         super().__init__(Settings(**{**values, "num_cpus": max(1, cpus)}), None)
+        util.Finalize(None, _leave, (weakref.ref(self),), exitpriority=-100)  # after all that pools have to do
 
     def _new_keeper(self, host: Host | None, reactor: Reactor) -> Any:
         nodes, info = self._connected, self._info
@@ -77,6 +82,16 @@ class ClusterSession(EmbeddedSession):
             ) from error
         return InitializerFrames(owner.objects, owner.callables, encoded, PassedFds())
 
+    def leave(self) -> None:
+        """The interpreter exits: tell the nodes, which else would wait for a while whether we come back."""
+        owner = self._owner
+        if owner is None or self.pid != this_process.pid or owner.reactor.is_stopping:
+            return
+        owner.reactor.post(owner.reactor.stop)
+        thread = owner.reactor.thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(limits.LEAVE_SECONDS)
+
     @property
     def num_cpus(self) -> int:
         owner = self._owner
@@ -95,6 +110,12 @@ class ClusterSession(EmbeddedSession):
     def forget(self) -> None:
         self._close_connected()  # and no word of it: the parent goes on
         super().forget()
+
+
+def _leave(session: Any) -> None:
+    found = session()
+    if found is not None:
+        found.leave()
 
 
 def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], dict[str, Any]]:

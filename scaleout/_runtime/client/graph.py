@@ -25,7 +25,7 @@ def with_dependencies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
 class Options:
     """What one call asks for beyond its arguments. Made once per function or method, and shared by its calls."""
 
-    __slots__ = ("max_retries", "name", "priority", "retry_exceptions", "returns", "shape", "timeout_s")
+    __slots__ = ("channel", "max_retries", "name", "priority", "retry_exceptions", "returns", "shape", "timeout_s")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Options:
         self.timeout_s = timeout_s
         self.name = name
         self.priority = priority
+        self.channel = 0  # of an actor's calls: those of one channel keep their order, and hold up no others
 
     def plain(self) -> dict[str, Any]:
         """What the owner must know of them, as plain data."""
@@ -53,6 +54,7 @@ class Options:
             "timeout_s": self.timeout_s,
             "name": self.name,
             "priority": self.priority,
+            "channel": self.channel,
             "retry_exceptions": self.retry_exceptions,
         }
 

@@ -42,16 +42,26 @@ class StreamOfRefs:
     async def __anext__(self) -> ObjectRef:
         import asyncio
 
-        try:
-            return await asyncio.get_running_loop().run_in_executor(None, self._next_or_none)
-        except LookupError:
-            raise StopAsyncIteration from None
+        if self._is_over:
+            raise StopAsyncIteration
+        loop = asyncio.get_running_loop()
+        if hasattr(self._client, "when_next"):
+            found = loop.create_future()
+            self._client.when_next(self._stream, self._position, lambda ref: _settle_soon(loop, found, ref))
+            ref = await found
+        else:  # in a worker: a thread waits
+            ref = await loop.run_in_executor(None, self._client.next_of_stream, self._stream, self._position, None)
+        if ref is None:
+            self._is_over = True
+            raise StopAsyncIteration
+        self._position += 1
+        return ref
 
-    def _next_or_none(self) -> ObjectRef:
-        try:
-            return next(self)
-        except StopIteration:
-            raise LookupError from None
+    def close(self) -> None:
+        """Take no more of it: the task is cancelled, an actor's generator ends at its next item."""
+        if not self._is_over:
+            self._is_over = True
+            self._client.drop_stream(self._stream)
 
     def __repr__(self) -> str:
         return f"<stream of references, {self._position} taken{', at its end' if self._is_over else ''}>"
@@ -60,5 +70,13 @@ class StreamOfRefs:
         raise TypeError("a stream of references cannot be pickled; pass the references that it gives")
 
     def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
-        if not self._is_over and not is_finalizing():  # then modules may have lost what they imported
-            self._client.drop_stream(self._stream)
+        if not is_finalizing():  # then modules may have lost what they imported
+            self.close()
+
+
+def _settle_soon(loop: Any, future: Any, ref: ObjectRef | None) -> None:
+    """In any thread; the loop may be closed by now, the future cancelled."""
+    try:
+        loop.call_soon_threadsafe(lambda: future.done() or future.set_result(ref))
+    except RuntimeError:
+        pass

@@ -120,9 +120,12 @@ class OwnerClient:
             self._lineage.let_stay(task)
         if options.retry_exceptions:
             task.sink = Retrying(self._owner, task, options.retry_exceptions, options.timeout_s)
-        if dependencies or contained or returns != 1:
+        if dependencies or contained or returns != 1 or options.channel:
             task.envelope = Envelope(
-                tuple(map(self._entry_of, dependencies)), tuple(map(self._hold_of, contained)), returns
+                tuple(map(self._entry_of, dependencies)),
+                tuple(map(self._hold_of, contained)),
+                returns,
+                (0, options.channel) if options.channel else 0,
             )
             if is_method:
                 group.lent = ()  # or a later call might overtake this one
@@ -252,6 +255,10 @@ class OwnerClient:
         self.check()
         actor = self._owner.actors.find(namespace, name)
         return None if actor is None else (actor.id, actor, actor.options)
+
+    def death_of(self, hold: ActorRecord) -> dict[str, Any] | None:
+        """What is said of an actor that is dead: `message`, `class`, `name`; None if it lives."""
+        return hold.fate.facts() if hold.death else None
 
     def actor_names(self) -> list[tuple[str, str]]:
         return self._owner.actors.names()
@@ -386,6 +393,23 @@ class OwnerClient:
             return None
         entry.wait(deadline, self.check)
         return None if entry.status == frames.STREAM_ENDED else ObjectRef(entry.id, entry)
+
+    def when_next(self, stream: Stream, position: int, then: Callable[[ObjectRef | None], None]) -> None:
+        """`next_of_stream` for who cannot wait: `then(its answer)`, on the callback thread."""
+        self.check()
+        put = self._callbacks.put
+
+        def there(entry: Entry) -> None:
+            put(partial(then, None if entry.status == frames.STREAM_ENDED else ObjectRef(entry.id, entry)))
+
+        def take() -> None:
+            entry = stream.take(position)
+            if entry is None:
+                put(partial(then, None))
+            else:
+                entry.when_there(there)
+
+        self._post(take)
 
     def drop_stream(self, stream: Stream) -> None:
         """Nobody will take more of it."""

@@ -1,7 +1,8 @@
 """Who comes in: the handshake of every connection to a node, in a thread of its own and within a few seconds.
 
     newcomer -> node    TLS 1.3; a certificate, if it has one
-    node -> newcomer    WELCOME {"role": what the certificate says, or "", "authority": PEM, "head": "HOST:PORT" or ""}
+    node -> newcomer    WELCOME {"role": what the certificate says, or "", "authority": PEM,
+                                 "head": "HOST:PORT", "steward": "HOST:PORT"}
     no certificate:     JOIN {"token", "role", "id", "request": PEM}; back: JOIN {"certificate": PEM} or {"error"}
     a driver's:         ATTACH, see `cluster.dial`
     a node's:           PULL, see `cluster.bulk`

@@ -6,6 +6,7 @@ ClusterError says what is wrong in one line.
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import select
 import signal
@@ -156,10 +157,14 @@ def actors(cluster: str) -> list[dict[str, Any]]:
 
     async def ask(address: str) -> Any:
         reader, writer = await door.dial(address, cluster)
-        door.write(writer, (1, "list"))
-        facts, _ = await door.read(reader)
-        writer.close()
-        return facts[2]
+        try:
+            door.write(writer, (1, "list"))
+            (_, is_well, *_), values = await asyncio.wait_for(door.read(reader), START_SECONDS)
+            if not is_well:
+                raise OSError("it refuses")
+            return marshal.loads(values[0][0])
+        finally:
+            writer.close()
 
     _, welcome = _knock(cluster)
     try:

@@ -354,6 +354,8 @@ class Daemon:
 
     def _end(self, listener: socket.socket) -> None:
         listener.close()
+        if self._stewardship is not None:  # as long as it has nodes, its actors end well
+            self._stewardship.close()
         self._reactor.post(self._close_tenants)
         self._reactor.post(self._reactor.stop)
         self._puller.close()
@@ -362,8 +364,6 @@ class Daemon:
         if self._head is not None:
             self._head.close()
         self._reactor.thread.join()
-        if self._stewardship is not None:
-            self._stewardship.close()
         self._record.unlink(missing_ok=True)
         identity = tls.Identity(self._home, f"node-{self.node_id}")
         identity.path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ Messages are plain facts, and the parts of values, which nobody looks into on th
 from __future__ import annotations
 
 import asyncio
+import json
 import marshal
 import os
 import ssl
@@ -18,11 +19,13 @@ import struct
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster import dial as dialling
 from scaleout._runtime.cluster import places, tls
+from scaleout._runtime.cluster.node_link import watch_for_silence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
     from typing import Any
 
     Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -38,6 +41,20 @@ STREAM_BYTES = 1 << 20
 """What is read ahead of whoever takes it."""
 
 
+def has_head(local: Path) -> bool:
+    """Whether the head of the cluster whose directory this is runs."""
+    import psutil
+
+    for path in local.glob("node-*.json"):
+        try:
+            record = json.loads(path.read_text())
+            if record["is_head"] and psutil.Process(record["pid"]).create_time() == record["started"]:
+                return True
+        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+            continue
+    return False
+
+
 def _identity(cluster: str = "") -> tls.Identity:
     """That of this machine's drivers: every node has one."""
     return tls.Identity(places.home(cluster or os.environ.get("SCALEOUT_CLUSTER") or "default"), "driver")
@@ -48,9 +65,14 @@ async def dial(address: str, cluster: str = "") -> tuple[asyncio.StreamReader, a
     none."""
     host, port = dialling.parse(address)
     context = tls.client_context(_identity(cluster))
-    return await asyncio.wait_for(
-        asyncio.open_connection(host, port, ssl=context, limit=STREAM_BYTES), limits.DIAL_SECONDS
-    )
+    try:
+        reader, writer = await asyncio.wait_for(
+            asyncio.open_connection(host, port, ssl=context, limit=STREAM_BYTES), limits.STEWARD_DIAL_SECONDS
+        )
+    except asyncio.TimeoutError:
+        raise OSError(f"it did not answer for {limits.STEWARD_DIAL_SECONDS:g} s") from None
+    watch_for_silence(writer.get_extra_info("socket"))
+    return reader, writer
 
 
 async def serve(listener: socket.socket, handle: Handler) -> asyncio.Server:
@@ -59,6 +81,7 @@ async def serve(listener: socket.socket, handle: Handler) -> asyncio.Server:
     context.verify_mode = ssl.CERT_REQUIRED
 
     async def admit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        watch_for_silence(writer.get_extra_info("socket"))
         try:
             secure: ssl.SSLObject = writer.get_extra_info("ssl_object")
             if tls.role_of(secure)[0] in (tls.DRIVER, tls.NODE):

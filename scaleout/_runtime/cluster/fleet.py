@@ -22,6 +22,7 @@ from scaleout._runtime.cluster.sources import OwnSources
 from scaleout._runtime.core.placement import choose
 from scaleout._runtime.core.roster import Roster
 from scaleout._runtime.node.host import present_state
+from scaleout._runtime.node.keeper import NoPlace
 from scaleout._runtime.node.reactor import READABLE
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
@@ -86,7 +87,7 @@ class Fleet:
     def prepare(self) -> None:
         """The workers that are asked for from now on look as this process looks now. OSError: there are no nodes."""
         if not self.nodes:
-            raise OSError("no node of the cluster is connected")
+            raise NoPlace("no node of the cluster is connected")
         for node in self.nodes:
             self._listen(node)
         self.sources.look()
@@ -109,7 +110,7 @@ class Fleet:
         """For a worker that is to be; OSError: there is no node for it."""
         room = choose((node.room for node in self.nodes), shape)
         if room is None:
-            raise OSError("no node of the cluster has what is asked for any more")
+            raise NoPlace("no node of the cluster has what is asked for any more")
         node = next(node for node in self.nodes if node.room is room)
         if node.state != self._state:  # of a thousand nodes, those that get workers are told
             node.state = self._state

@@ -74,7 +74,7 @@ class NodeLink(Link):
         self.sock = sock
         self._pending = sock.pending
         self.is_broken = False
-        _watch_for_silence(sock)
+        watch_for_silence(sock)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # what the system holds back nothing can overtake
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limits.PIECE_BYTES)
 
@@ -244,7 +244,7 @@ def joined(parts: Iterable[bytes | bytearray]) -> Iterator[memoryview]:
         yield memoryview(data)
 
 
-def _watch_for_silence(sock: socket.socket) -> None:
+def watch_for_silence(sock: socket.socket) -> None:
     """A machine that is gone without a word ends the connection after SILENCE_SECONDS: the system asks for it while
     nothing is sent, and counts the time that what is sent goes unconfirmed."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -43,14 +43,18 @@ class Stewardship:
         self._listener: socket.socket | None = None
         self.port = port
         self._started_at = 0.0
+        self._failures = 0  # in a row
+        self._is_over = False
         if not port or not _is_running(local):
-            self._listen()
+            try:
+                self._listen()
+            except OSError:  # another has the port by now
+                self.port = 0
+                self._listen()
 
     def _listen(self) -> None:
-        try:
-            self._listener = socket.create_server((self._host, self.port))
-        except OSError:  # another has the port by now
-            self._listener = socket.create_server((self._host, 0))
+        self._listener = socket.create_server((self._host, self.port))
+        self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
 
     def start(self, reactor: Reactor, address: str) -> None:
@@ -65,6 +69,8 @@ class Stewardship:
     # -- on the reactor thread -------------------------------------------------------------------
 
     def _watch(self) -> None:
+        if self._is_over:
+            return
         assert self._listener is not None and self._reactor is not None
         self._reactor.watch(self._listener.fileno(), self._knocked)
 
@@ -76,7 +82,7 @@ class Stewardship:
 
     def _start_steward(self) -> None:
         assert self._listener is not None
-        log = self._local / f"node-{time.strftime('%Y%m%d-%H%M%S')}-steward.log"
+        log = self._local / "node-steward.log"
         options = {"local": str(self._local), "listener": self._listener.fileno()}
         environ = {**os.environ, "SCALEOUT_ADDRESS": self._address, "SCALEOUT_CLUSTER": self._cluster}
         try:
@@ -100,28 +106,57 @@ class Stewardship:
         self._reactor.call_later(limits.STEWARD_LOOK_SECONDS, self._look_again)
 
     def _look_again(self) -> None:
+        try:
+            if not self._is_over:
+                self._look()
+        except OSError as error:  # no descriptors, or the port is somebody else's for now
+            self._report(f"the steward's door cannot be kept: {error}")
+            self._look_later()
+
+    def _look(self) -> None:
         """Keep the door again if there is nobody behind it any more."""
         process = self._process
         if (process is not None and process.poll() is None) or (process is None and _is_running(self._local)):
             self._look_later()
             return
-        self._process = None
         if self._listener is None:
             self._listen()
-        has_failed = process is not None and process.returncode != 0
-        if has_failed:
-            self._report(f"the steward has ended with status {process.returncode}")  # type: ignore[union-attr]
-        if has_failed and time.monotonic() - self._started_at > limits.STEWARD_TRIAL_SECONDS:
-            self._start_steward()
-        else:
+        self._process = None
+        if process is None or process.returncode == 0:
+            self._failures = 0
             self._watch()
+            return
+        self._report(f"the steward has ended with status {process.returncode}: see its log")
+        if time.monotonic() - self._started_at > limits.STEWARD_TRIAL_SECONDS:
+            self._failures = 0
+            self._start_steward()
+            return
+        self._turn_away()
+        self._failures += 1
+        assert self._reactor is not None
+        self._reactor.call_later(min(2.0 ** (self._failures - 1), limits.STEWARD_PAUSE_SECONDS), self._watch)
+
+    def _turn_away(self) -> None:
+        """Those who have knocked."""
+        assert self._listener is not None
+        try:
+            while True:
+                self._listener.accept()[0].close()
+        except BlockingIOError:
+            pass
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """After the reactor's end: no door, and no steward."""
-        if self._listener is not None:
+    def _leave(self) -> None:
+        self._is_over = True
+        if self._listener is not None and self._reactor is not None:
+            self._reactor.forget(self._listener.fileno())
             self._listener.close()
+
+    def close(self) -> None:
+        """Another thread than the reactor's, which still runs: no door, and no steward."""
+        if self._reactor is not None:
+            self._reactor.post(self._leave)
         stop(self._local)
         if self._process is not None:
             self._process.wait()

@@ -557,7 +557,7 @@ class Mailbox:
             pass  # one of them is to be seen to first
         elif not self.waiting:
             room -= len(batch)
-            while ready and room > 0 and (not size or size + ready[0].size_bytes <= limits.PREFETCH_BYTES):
+            while ready and room > 0 and (not size or self._may_have(size + ready[0].size_bytes)):
                 task = ready.popleft()
                 size += task.size_bytes
                 room -= 1
@@ -584,6 +584,11 @@ class Mailbox:
         self.busy = 1
         self.effects.append(("send", lane, batch))
 
+    def _may_have(self, size_bytes: int) -> bool:
+        """Whether so much may be with the worker at once. With one that does several calls beside one another each may
+        wait for what a later one does."""
+        return self.is_concurrent or size_bytes <= limits.PREFETCH_BYTES
+
     def _number(self, task: Task) -> None:
         self._sent += 1
         task.order = self._sent
@@ -597,7 +602,7 @@ class Mailbox:
             caller = task.envelope.caller if task.envelope is not None else 0
             if _waits(task):
                 held_back.add(caller)
-            elif caller not in held_back and size and size + task.size_bytes > limits.PREFETCH_BYTES:
+            elif caller not in held_back and size and not self._may_have(size + task.size_bytes):
                 room = 0  # nor for those behind it: they might be smaller, and what is done again has one order
             if caller in held_back or len(chosen) >= room:
                 left.append(task)

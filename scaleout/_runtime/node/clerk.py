@@ -407,7 +407,8 @@ class Clerk:
         if options["retry_exceptions"]:
             task.sink = Retrying(self._owner, task, options["retry_exceptions"], options["timeout_s"])
         if dependencies or references or returns != 1 or group.keeps_order:
-            task.envelope = Envelope(dependencies, references, returns, peer.worker_id)
+            caller = (peer.worker_id, options["channel"]) if options["channel"] else peer.worker_id
+            task.envelope = Envelope(dependencies, references, returns, caller)
             self.submit(task)
         elif group is peer.group:
             self._keep_back(peer, task)

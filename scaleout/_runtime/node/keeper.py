@@ -55,6 +55,10 @@ class NoMirrors:
         """The same."""
 
 
+class NoPlace(OSError):
+    """No machine has what a worker needs; one that comes may."""
+
+
 class ZygoteKeeper:
     """See the module's docstring. `host` may be a zygote that is warm from before."""
 

@@ -156,12 +156,14 @@ class Envelope:
     __slots__ = ("caller", "dependencies", "references", "returns", "waiting")
 
     def __init__(
-        self, dependencies: tuple[Entry, ...], references: tuple[Any, ...], returns: int = 1, caller: int = 0
+        self, dependencies: tuple[Entry, ...], references: tuple[Any, ...], returns: int = 1, caller: Any = 0
     ) -> None:
         self.dependencies = dependencies
         self.references = references
         self.returns = returns
-        self.caller = caller  # the worker that it comes from; 0: this process
+        self.caller = (
+            caller  # the worker that it comes from, 0: this process; with a channel of its calls, if it has one
+        )
         self.waiting = 0  # dependencies that are not there yet
 
     def failed_dependency(self) -> Entry | None:

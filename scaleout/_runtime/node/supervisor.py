@@ -11,7 +11,8 @@ from __future__ import annotations
 import signal
 from functools import partial
 
-from scaleout._runtime.base import references
+from scaleout._runtime.base import limits, references
+from scaleout._runtime.node.keeper import NoPlace, ZygoteKeeper
 from scaleout._runtime.node.peer import Peer
 from scaleout._runtime.process import identity
 from scaleout._runtime.wire import control_page, frames
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from scaleout._runtime.node.callbacks import CallbackThread
     from scaleout._runtime.node.group import WorkerGroup
-    from scaleout._runtime.node.keeper import ZygoteKeeper
     from scaleout._runtime.node.objects import ObjectTable
     from scaleout._runtime.node.reactor import Reactor
 
@@ -66,11 +66,31 @@ class Supervisor:
             while missing:
                 self._start_worker(group)
                 missing -= 1
+        except NoPlace as error:
+            if group.actor is None:
+                self._refused(group, missing, str(error))
+            else:  # what it is cannot be on fewer machines: it waits
+                self._reactor.call_later(limits.PLACE_SECONDS, partial(self._start_actor, group))
         except OSError as error:  # no fds or no memory left
-            group.failure = ("refused", str(error))
-            group.core.start_refused(missing)
-            if group.core.size:
-                self._errands.put(partial(warn_of_smaller_group, group.core.size, str(error)))
+            self._refused(group, missing, str(error))
+
+    def _start_actor(self, group: WorkerGroup) -> None:
+        """If there is a place by now, and it is still wanted."""
+        core = group.core
+        if group.is_terminating or core.is_broken:
+            return
+        if core.is_closing and not core.has_work:
+            self._refused(group, 1, "nobody needs it any more")
+        else:
+            self.start(group, 1)
+        if core.effects:
+            self._carry_out(group)
+
+    def _refused(self, group: WorkerGroup, missing: int, reason: str) -> None:
+        group.failure = ("refused", reason)
+        group.core.start_refused(missing)
+        if group.core.size:
+            self._errands.put(partial(warn_of_smaller_group, group.core.size, reason))
 
     def _start_worker(self, group: WorkerGroup) -> None:
         """Ask for one worker; OSError leaves nothing behind."""

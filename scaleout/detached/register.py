@@ -1,4 +1,4 @@
-"""What a steward must know again after its end: the actors, and how to make them anew."""
+"""What a steward must know again after its end: the actors that may be made anew, and how."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-class Records:
+class Register:
     """A file of SQLite; one thread uses it. What a method has written is on disk when it returns."""
 
     def __init__(self, path: Path) -> None:
@@ -25,6 +25,7 @@ class Records:
         if version not in (0, SCHEMA):
             raise RuntimeError(f"{path} has schema {version}, and this version of scaleout knows {SCHEMA}")
         self._database.execute("CREATE TABLE IF NOT EXISTS actors (key INTEGER PRIMARY KEY, made BLOB NOT NULL)")
+        self._database.execute("CREATE TABLE IF NOT EXISTS ends (id INTEGER PRIMARY KEY)")
         self._database.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def all(self) -> Iterator[tuple[int, dict[str, Any], list[bytes]]]:
@@ -40,5 +41,12 @@ class Records:
     def remove(self, key: int) -> None:
         self._database.execute("DELETE FROM actors WHERE key = ?", (key,))
 
-    def close(self) -> None:
+    def begin(self) -> bool:
+        """Whether the steward before this one came to its end: then there is nothing left of its actors."""
+        (ends,) = self._database.execute("SELECT count(*) FROM ends").fetchone()
+        self._database.execute("DELETE FROM ends")
+        return bool(ends)
+
+    def end(self) -> None:
+        self._database.execute("INSERT INTO ends DEFAULT VALUES")
         self._database.close()

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-NAMESPACE = "scaleout"
+NAMESPACE = "\0scaleout"  # which no user has
 NAME = "envoy"
 
 
@@ -45,15 +45,12 @@ class DetachedMethod(ActorMethod):
         self._label = f"{handle._class_name}.{name}"
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        options = self._options
-        said = options.returns, options.max_retries, options.timeout_s
-        returns = "streaming" if options.returns < 0 else options.returns
-        return _tell(
-            "stream" if options.returns < 0 else "call",
-            (self._id, self._name, said, *args),
-            kwargs,
-            session.task_options(num_returns=returns, name=self._label),
-        )
+        of_call = self._options
+        said = of_call.returns, of_call.max_retries, of_call.timeout_s
+        is_stream = of_call.returns < 0
+        options = session.task_options(num_returns="streaming" if is_stream else of_call.returns, name=self._label)
+        options.channel = self._id
+        return _tell("stream" if is_stream else "call", (self._id, self._name, said, *args), kwargs, options)
 
 
 def create(cls: type, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> DetachedHandle:
@@ -87,14 +84,14 @@ def _tell(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: A
     return client.call_actor(hold, method, args, kwargs, options)
 
 
-_known: tuple[Any, Any] = (None, None)  # a client, and its envoy's hold
+_known: Any = (None, None)  # a client, and its envoy's hold
 
 
 def _envoy() -> tuple[Any, Any]:
     """(this process's client, the hold of the program's envoy, which lives as long as the program's session)"""
     global _known
     client = session.default_client()
-    if _known[0] is not client:
+    if _known[0] is not client or getattr(_known[1], "death", None):
         found = client.find_actor(NAMESPACE, NAME)
         if found is None:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 
+from scaleout._runtime import session
 from scaleout.detached.values import packed, unpacked
 from scaleout.errors import ResultPicklingError
 
@@ -13,35 +14,41 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from typing import Any
 
-    Answer = tuple[bool, str, list[list[Any]]]
+    Outcome = tuple[bool, str, list[list[Any]]]
     """(whether it is the result, the traceback if it is an exception, the values, packed)"""
 
 
 class Hosted:
-    """One whose methods are plain functions. `parts` are of (its class, the arguments)."""
+    """One whose methods are plain functions. `parts` are of (its class, the arguments); in `namespace` it finds others
+    by name."""
 
-    def __init__(self, parts: Sequence[Any]) -> None:
-        cls, args, kwargs = unpacked(parts)
+    def __init__(self, namespace: str, parts: Sequence[Any]) -> None:
+        session.default_client().namespace = namespace
         try:
+            cls, args, kwargs = unpacked(parts)
             self._actor = cls(*args, **kwargs)
         except Exception as error:
-            raise _known_to_all(error) from error
+            raise RuntimeError(_named(error)) from error  # one that its owner knows, too
 
-    def call(self, method: str, returns: int, parts: Sequence[Any]) -> Answer:
+    def call(self, method: str, returns: int, parts: Sequence[Any]) -> Outcome:
         """A call of a method of the actor's, with packed (args, kwargs)."""
         try:
             args, kwargs = unpacked(parts)
             return _result(getattr(self._actor, method)(*args, **kwargs), returns)
-        except Exception as error:  # noqa: BLE001 - the user's, handed on
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's, handed on
             return _failure(error)
 
-    def stream(self, method: str, parts: Sequence[Any]) -> Iterator[Answer]:
+    def stream(self, method: str, parts: Sequence[Any]) -> Iterator[Outcome]:
         """The same of one that yields; an exception is the last item."""
         try:
             args, kwargs = unpacked(parts)
             for item in getattr(self._actor, method)(*args, **kwargs):
                 yield _result(item, 1)
-        except Exception as error:  # noqa: BLE001 - the user's, handed on
+        except (SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's, handed on
             yield _failure(error)
 
     def save_checkpoint(self) -> list[Any]:
@@ -54,17 +61,19 @@ class Hosted:
 class HostedAsync(Hosted):
     """One that has `async def` methods."""
 
-    async def call(self, method: str, returns: int, parts: Sequence[Any]) -> Answer:  # type: ignore[override]
+    async def call(self, method: str, returns: int, parts: Sequence[Any]) -> Outcome:  # type: ignore[override]
         try:
             args, kwargs = unpacked(parts)
             result = getattr(self._actor, method)(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
             return _result(result, returns)
-        except Exception as error:  # noqa: BLE001 - the user's, handed on
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's, handed on
             return _failure(error)
 
-    async def stream(self, method: str, parts: Sequence[Any]) -> AsyncIterator[Answer]:  # type: ignore[override]
+    async def stream(self, method: str, parts: Sequence[Any]) -> AsyncIterator[Outcome]:  # type: ignore[override]
         try:
             args, kwargs = unpacked(parts)
             items = getattr(self._actor, method)(*args, **kwargs)
@@ -74,11 +83,13 @@ class HostedAsync(Hosted):
             else:
                 for item in items:
                     yield _result(item, 1)
-        except Exception as error:  # noqa: BLE001 - the user's, handed on
+        except (SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's, handed on
             yield _failure(error)
 
 
-def _result(value: Any, returns: int) -> Answer:
+def _result(value: Any, returns: int) -> Outcome:
     if returns == 1:
         return True, "", [packed(value)]
     values = () if value is None and not returns else tuple(value)
@@ -87,9 +98,10 @@ def _result(value: Any, returns: int) -> Answer:
     return True, "", [packed(value) for value in values]
 
 
-def _failure(error: Exception) -> Answer:
+def _failure(error: BaseException) -> Outcome:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    error.__traceback__ = error.__cause__ = error.__context__ = None
+    if not isinstance(error, Exception) or isinstance(error, (StopIteration, StopAsyncIteration)):
+        error = RuntimeError(_named(error))  # what would mean something else to the loops on its way
     try:
         return False, text, [packed(error)]
     except Exception as reason:  # noqa: BLE001 - of anything in it
@@ -97,13 +109,5 @@ def _failure(error: Exception) -> Answer:
         return False, text, [packed(instead)]
 
 
-def _known_to_all(error: Exception) -> Exception:
-    """As the steward must read it, which has no definitions of the program's."""
-    kind = type(error)
-    try:
-        is_known = getattr(__import__(kind.__module__, fromlist=["_"]), kind.__qualname__, None) is kind
-    except ImportError:
-        is_known = False
-    if is_known and kind.__module__ != "__main__":
-        return error
-    return RuntimeError(f"{kind.__qualname__}: {error}")
+def _named(error: BaseException) -> str:
+    return f"{type(error).__qualname__}: {error}"
