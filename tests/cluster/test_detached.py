@@ -391,7 +391,7 @@ def _is_gone(pid: int) -> bool:
 def test_whatever_a_method_raises(pair: Cluster) -> None:
     output = pair.run(
         with_counter("""
-        import asyncio
+        import asyncio, threading
 
         class Base(BaseException):
             pass
@@ -402,7 +402,7 @@ def test_whatever_a_method_raises(pair: Cluster) -> None:
                 raise error
 
             def unpicklable(self):
-                raise ValueError(open(os.devnull))
+                raise ValueError(threading.Lock())
 
         @scaleout.remote
         class RaisesAsync:
