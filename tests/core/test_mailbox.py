@@ -24,12 +24,12 @@ from scaleout.errors import InternalError
 class Envelope:
     """As much of one as a mailbox looks at."""
 
-    def __init__(self, caller: int, waiting: int) -> None:
+    def __init__(self, caller: Any, waiting: int) -> None:
         self.caller = caller
         self.waiting = waiting
 
 
-def make_call(index: int, caller: int = 0, waiting: int = 0, size_bytes: int = 10) -> Task:
+def make_call(index: int, caller: Any = 0, waiting: int = 0, size_bytes: int = 10) -> Task:
     task = Task(None, None, 0, b"x" * size_bytes, (), None, None, index, Profile())
     if caller or waiting:
         task.envelope = Envelope(caller, waiting)
@@ -321,6 +321,18 @@ class TestOrder:
         calls = [make_call(9, 1, waiting), *(make_call(i, size_bytes=half) for i in range(3))]
         (effect,) = story.submit(*calls[waiting:])
         assert effect == ("send", 0, [0, 1] if waiting else [9, 0])
+
+    @pytest.mark.parametrize("waiting", [0, 1])
+    def test_calls_that_run_beside_one_another_are_bounded_in_number_alone(self, waiting: int) -> None:
+        """Each may wait for what a later one does."""
+        story = Story(is_concurrent=True, window=5)
+        calls = [make_call(9, 1, waiting), *(make_call(i, size_bytes=limits.PREFETCH_BYTES) for i in range(6))]
+        assert story.submit(*calls[waiting:]) == [("send", 0, [0, 1, 2, 3, 4] if waiting else [9, 0, 1, 2, 3])]
+
+    def test_channels_of_a_caller_do_not_hold_back_one_another(self) -> None:
+        story = Story()
+        calls = [make_call(0, (1, 7), 1), make_call(1, (1, 8)), make_call(2, (1, 7)), make_call(3, 1)]
+        assert story.submit(*calls) == [("send", 0, [1, 3])]
 
     def test_a_call_that_waits_holds_back_its_caller_s_others(self) -> None:
         story = Story()

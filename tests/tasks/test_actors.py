@@ -594,6 +594,25 @@ def test_async_methods_run_on_one_loop() -> None:
     assert scaleout.get(actor.plain.remote(), timeout=30) == 200
 
 
+def test_calls_with_large_arguments_that_wait_for_a_later_one() -> None:
+    @scaleout.remote
+    class Gate:
+        def __init__(self) -> None:
+            self.event = asyncio.Event()
+
+        async def wait(self, data: bytes) -> int:
+            await self.event.wait()
+            return len(data)
+
+        async def open(self) -> None:
+            self.event.set()
+
+    gate = Gate.remote()
+    waiting = [gate.wait.remote(bytes(60_000)) for _ in range(100)]
+    scaleout.get(gate.open.remote(), timeout=60)
+    assert scaleout.get(waiting) == [60_000] * 100
+
+
 def test_max_concurrency_of_an_async_actor() -> None:
     @scaleout.remote(max_concurrency=2)
     class Async:

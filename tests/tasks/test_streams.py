@@ -180,6 +180,38 @@ def test_async_for(tmp_path: Path) -> None:
     assert asyncio.run(main()) == list(range(100))
 
 
+def test_many_streams_that_wait_at_a_time() -> None:
+    @scaleout.remote
+    class Sources:
+        def __init__(self) -> None:
+            self.event = asyncio.Event()
+
+        async def one(self, number: int) -> Any:
+            await self.event.wait()
+            yield number
+
+        async def open(self) -> None:
+            self.event.set()
+
+    async def main() -> list[int]:
+        sources = Sources.remote()
+        waiting = [asyncio.ensure_future(anext(sources.one.remote(number))) for number in range(100)]
+        await asyncio.sleep(0)
+        await sources.open.remote()
+        return [await ref for ref in await asyncio.gather(*waiting)]
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == list(range(100))
+
+
+def test_a_stream_that_is_closed(one_slot: None, tmp_path: Path) -> None:
+    stream = count.remote(str(tmp_path / "log"), 1_000_000)
+    assert scaleout.get(next(stream)) == 0
+    stream.close()
+    stream.close()
+    assert next(stream, None) is None
+    assert scaleout.get(scaleout.remote(lambda: "free").remote(), timeout=20) == "free"
+
+
 def test_a_stream_cannot_be_pickled(tmp_path: Path) -> None:
     stream = count.remote(str(tmp_path / "log"), 1)
     with pytest.raises(TypeError, match="pass the references"):
