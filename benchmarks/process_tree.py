@@ -36,12 +36,15 @@ def descendants(root: int) -> list[int]:
 
 def pss_mb(root: int) -> float:
     """Proportional set size of the whole tree: shared pages count once, split over their users."""
-    total_kb = 0
-    for pid in descendants(root):
-        for line in _read(_PROC / str(pid) / "smaps_rollup").splitlines():
-            if line.startswith("Pss:"):
-                total_kb += int(line.split()[1])
-    return total_kb * 1024 / 1e6
+    return sum(map(pss_of, descendants(root)))
+
+
+def pss_of(pid: int) -> float:
+    """The same of one process, in MB."""
+    for line in _read(_PROC / str(pid) / "smaps_rollup").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
 
 
 def peak_and_current_rss_mb(pid: int | str = "self") -> tuple[float, float]:

@@ -58,6 +58,7 @@ def test_every_backend_in_every_other(outer: str, tmp_path: Path) -> None:
     found = {inner: (driver, branches) for inner, driver, branches in map(json.loads, stdout.splitlines())}
     assert list(found) == BACKENDS
     warned = [line.partition("Warning: ")[2] for line in stderr.splitlines() if "Warning: " in line]
+    warned = [warning for warning in warned if "use of fork()" not in warning]  # joblib's own, from 3.12 on
     assert all("setting n_jobs=1" in warning for warning in warned), stderr
     assert "Traceback" not in stderr
     for inner, (driver, branches) in found.items():

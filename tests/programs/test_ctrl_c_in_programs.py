@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -94,12 +93,6 @@ SCRIPT = """
 PACKAGES = ("tqdm", "dask", "pandas")
 WAYS = re.findall(r"^    def (\w+)\(\):", SCRIPT, re.MULTILINE)
 
-FIRST_CALLBACKS_AT_THE_EXIT = pytest.mark.xfail(
-    sys.version_info[:2] == (3, 12),
-    reason="the runtime starts its thread for callbacks with the first of them, and 3.12 starts none at the exit",
-    strict=False,  # a callback may come before
-)
-
 
 def has_come_to_rest(pid: int) -> bool:
     """Whether it waits for results. A thread that submits ten thousand calls also waits, for a moment now and then."""
@@ -113,10 +106,7 @@ def cpu_ticks(pid: int) -> list[str]:
 
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["driver", "group"])
-@pytest.mark.parametrize(
-    "way",
-    [pytest.param(way, marks=FIRST_CALLBACKS_AT_THE_EXIT if way.endswith("nobody_keeps") else ()) for way in WAYS],
-)
+@pytest.mark.parametrize("way", WAYS)
 def test_ctrl_c(way: str, whole_group: bool, tmp_path: Path) -> None:
     for package in PACKAGES:
         if way.startswith(package):

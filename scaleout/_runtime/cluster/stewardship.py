@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.reactor import Reactor
 
 
+STEWARD = "scaleout.detached.steward"
+
+
 class Stewardship:
     """`port` is where the door was when the head was here last, or 0. `report(line)` writes to the log."""
 
@@ -88,7 +91,7 @@ class Stewardship:
         try:
             with open(log, "ab") as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "scaleout.detached.steward", json.dumps(options)],
+                    [sys.executable, "-m", STEWARD, json.dumps(options)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -157,9 +160,16 @@ class Stewardship:
         """Another thread than the reactor's, which still runs: no door, and no steward."""
         if self._reactor is not None:
             self._reactor.post(self._leave)
+        process = self._process
+        if process is not None:
+            process.terminate()  # it may not have come so far that it is known by its lock
         stop(self._local)
-        if self._process is not None:
-            self._process.wait()
+        if process is not None:
+            try:
+                process.wait(limits.STEWARD_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def stop(local: Path) -> None:
@@ -176,10 +186,15 @@ def stop(local: Path) -> None:
 
 
 def _tell(local: Path, signum: int) -> bool:
-    """Whether it could be told, as its number is known."""
+    """Whether it could be told: its number is known, and is not that of an earlier one."""
+    import psutil
+
     try:
-        os.kill(int((local / "steward.lock").read_text()), signum)
-    except (OSError, ValueError):
+        process = psutil.Process(int((local / "steward.lock").read_text()))
+        if STEWARD not in process.cmdline():
+            return False
+        process.send_signal(signum)
+    except (OSError, ValueError, psutil.Error):
         return False
     return True
 
