@@ -177,8 +177,9 @@ class EmbeddedSession:
             slots = owner.need_slots(amounts)
             slots.env_vars, slots.working_dir = env_vars, working_dir
             self._send_along(owner, packed)
+            slots.is_held = True
             if slots.resources.can_ever_fit(ONE_CPU):
-                slots.group_of(ONE_CPU)  # so that the owner stays
+                slots.group_of(ONE_CPU)  # so that workers are there when the first task comes
             return owner
 
     def _packed(self, working_dir: str | None) -> Any:
@@ -190,7 +191,8 @@ class EmbeddedSession:
     def _owner_idle(self, owner: Owner) -> bool:
         """On the reactor thread: no group is left. True if the owner is to end; the zygote stays, parked."""
         with self._lock:
-            if owner.groups or (owner.opening and not self.is_closed):
+            is_held = owner.slots is not None and owner.slots.is_held and not owner.slots.is_closed
+            if owner.groups or ((owner.opening or is_held) and not self.is_closed):
                 return False
             if self._owner is owner:
                 self._owner = None

@@ -596,6 +596,7 @@ class OwnerClient:
         groups += [record.group for record in list(owner.actors.all)]
         for group in groups:
             self._post(partial(owner.terminate_group, group))
+        self._post(owner.end_if_idle)
         is_runtimes = threading.current_thread() is owner.reactor.thread or owner.errands.is_current
         if not is_runtimes:
             for group in groups:

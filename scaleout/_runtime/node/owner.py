@@ -140,7 +140,7 @@ class Owner:
     def start(self) -> None:
         """Any thread, under the session's lock. If no group is announced by the time that is released, as a signal
         handler has raised, the reactor ends at once."""
-        self.reactor.post(self._end_if_idle)
+        self.reactor.post(self.end_if_idle)
         try:
             self.reactor.start()
         except RuntimeError:  # no thread is to be had
@@ -349,7 +349,7 @@ class Owner:
         else:
             self.opening -= 1
             group.close_initializer()
-            self._end_if_idle()
+            self.end_if_idle()
 
     def resize(self, group: WorkerGroup, size: int) -> None:
         if not group.is_terminating and not group.core.is_broken:
@@ -376,7 +376,7 @@ class Owner:
         for group in list(self.groups):
             self.terminate_group(group)
         if not self.reactor.is_stopping:  # groups may be announced that will not come
-            self._end_if_idle()
+            self.end_if_idle()
 
     def kill_workers(self, group: WorkerGroup) -> None:
         for peer in group.peers:
@@ -398,7 +398,7 @@ class Owner:
             self.groups.remove(group)
         group.close_initializer()
         self._end_callbacks(group)
-        self._end_if_idle()
+        self.end_if_idle()
         group.has_ended.set()
 
     def _end_callbacks(self, group: WorkerGroup) -> None:
@@ -406,8 +406,8 @@ class Owner:
         group.callbacks.put(None)
         self._ending = [thread for thread in (*self._ending, group.callbacks) if thread.is_running]
 
-    def _end_if_idle(self) -> None:
-        """With the last group the threads end."""
+    def end_if_idle(self) -> None:
+        """With the last group the threads end, unless a client holds the owner."""
         if not self.groups and self.on_idle():
             self.reactor.stop()
             self.keeper.let_go()

@@ -60,6 +60,7 @@ class Slots:
         self._groups: dict[Shape, WorkerGroup] = {}
         self.actors: list[Any] = []  # groups of actors that hold resources, or wait for some
         self._is_shared = False  # among several shapes and actors
+        self.is_held = False  # by a client: the owner stays, whatever there is to do
         self.is_closed = False
         self.devices = Devices(self.resources.total.get(GPU, 0) // MILLI)
 
