@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from pathlib import Path
 
 import psutil
+import pytest
 from clusters import Cluster, finish, kill, read_line, wait_until
 
 WAITING = """
@@ -359,3 +363,57 @@ def test_a_node_keeps_nothing_of_programs_that_have_ended(cluster: Cluster) -> N
         )
         sizes.append(node.memory_full_info().uss)
     assert sizes[-1] - sizes[3] < 6e6, sizes  # what the first leave behind is used again
+
+
+def has_autogroups() -> bool:
+    """Whether the kernel shares processor time among sessions: not where control groups do it."""
+    try:
+        is_on = Path("/proc/sys/kernel/sched_autogroup_enabled").read_text() == "1\n"
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return False
+    of_cpu = [path for _, kinds, path in groups if "cpu" in kinds.split(",")] or [path for _, _, path in groups]
+    return is_on and set(of_cpu) == {"/"}
+
+
+@pytest.mark.skipif(not has_autogroups(), reason="the kernel does not share processor time among sessions")
+def test_programs_on_a_busy_node_have_equal_parts_of_it(cluster: Cluster) -> None:
+    """However many workers each has: of a program with one worker and one with eight times as many as there are
+    processors, the first has a whole processor."""
+    address = cluster.start_head(cpus=1)
+    node = psutil.Process(cluster.pid_of(address))
+    busy = """
+        import sys
+        from scaleout.multiprocessing import Pool
+
+        def burn(number):
+            while True:
+                pass
+
+        pool = Pool({size})
+        pool.map_async(burn, range({size}), chunksize=1)
+        print("running", flush=True)
+        input()
+        pool.terminate()
+    """
+    cpus = len(os.sched_getaffinity(0))
+    programs = [cluster.start(busy.format(size=size), stdin=True) for size in (1, 8 * cpus)]
+    for program in programs:
+        assert read_line(program) == "running"
+
+    def workers() -> dict[int, list[psutil.Process]]:
+        found: dict[int, list[psutil.Process]] = {}
+        for process in node.children(recursive=True):
+            if process.cpu_times().user > 0.1:
+                found.setdefault(os.getsid(process.pid), []).append(process)
+        return found
+
+    wait_until(lambda: sorted(map(len, workers().values())) == [1, 8 * cpus])
+    (alone,), _ = sorted(workers().values(), key=len)
+    before, began = alone.cpu_times().user, time.monotonic()
+    time.sleep(3)
+    share = (alone.cpu_times().user - before) / (time.monotonic() - began)
+    for program in programs:
+        program.communicate("\n")
+    # With all alike it would have a ninth of a processor, at most; other things run on this machine, too.
+    assert share > 0.25, share

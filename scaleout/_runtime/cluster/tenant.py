@@ -546,7 +546,9 @@ class Tenant:
 
     def _need_host(self) -> Host:
         if self._host is None:
-            self._host = Host.start()
+            # Linux shares processor time among sessions ("autogroup"): so programs have equal parts of a busy node,
+            # however many workers each has there.
+            self._host = Host.start(is_apart=True)
             self._watch(self._host.link.fileno(), self._on_host)
             if self._state:
                 self._host.describe(self._state)

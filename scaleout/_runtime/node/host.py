@@ -44,8 +44,9 @@ class Host:
         return self._pids[0] if self._pids else 0
 
     @classmethod
-    def start(cls) -> Host:
-        """A zygote of our own, or in a worker a channel to the one it was forked from."""
+    def start(cls, is_apart: bool = False) -> Host:
+        """A zygote of our own, or in a worker a channel to the one it was forked from. `is_apart`: in a session of its
+        own, as the system knows them."""
         if context.current is not None:
             sock = context.current.open_channel()
             sock.setblocking(False)
@@ -55,7 +56,7 @@ class Host:
             ours.setblocking(False)
             host = cls(Link(ours))
             try:
-                _spawn_zygote(theirs.fileno(), host._pids)
+                _spawn_zygote(theirs.fileno(), host._pids, is_apart)
             except BaseException:
                 host.close()
                 raise
@@ -161,7 +162,7 @@ def _output_fd(number: int) -> int:
     return number
 
 
-def _spawn_zygote(channel_fd: int, pids: list[int]) -> None:
+def _spawn_zygote(channel_fd: int, pids: list[int], is_apart: bool) -> None:
     """Start the zygote with `channel_fd` as its fd 3; its pid goes into the list, in a single call that C runs: between
     its start and that a signal handler could raise otherwise, and nobody would ever wait for it.
 
@@ -188,6 +189,7 @@ def _spawn_zygote(channel_fd: int, pids: list[int]) -> None:
         spawn = partial(
             os.posix_spawn,
             file_actions=actions,
+            setsid=is_apart,
             setsigmask=[signal.SIGINT],
             setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE],
         )
