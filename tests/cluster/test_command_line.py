@@ -155,3 +155,54 @@ def test_a_directory_that_others_may_write_to(cluster: Cluster) -> None:
     cluster.start_head()
     assert home.stat().st_mode & 0o777 == 0o700
     assert os.listdir(home)
+
+
+def test_certificates_are_renewed_when_half_of_their_time_is_over(cluster: Cluster) -> None:
+    """Of the head, of a node on a machine of its own, and of programs; all go on as before, and start anew."""
+    cluster.start_head()
+    home, elsewhere = cluster.directory / "home/default", cluster.directory / "elsewhere"
+    there = {"SCALEOUT_HOME": str(elsewhere), "SCALEOUT_TOKEN": cluster.must("token").strip()}
+    cluster.must("start", "--address", cluster.address, "--num-cpus", "2", **there)
+    files = [path for path in (*home.glob("*.pem"), *elsewhere.glob("default/*.pem")) if path.name != "ca.pem"]
+    before = {path: path.read_bytes() for path in files}
+    assert len(before) == 4
+    for path in files:
+        os.utime(path, (0, 0))
+    for node in cluster.nodes():
+        os.kill(int(node["pid"]), signal.SIGHUP)
+    wait_until(lambda: all(path.read_bytes() != data for path, data in before.items()))
+    wait_until(lambda: cluster.log().count("is renewed") == 4)
+    assert "Traceback" not in cluster.log() and "not renewed" not in cluster.log()
+    assert [node["state"] for node in cluster.nodes()] == ["alive", "alive"]
+    os.utime(home / "driver.pem", (0, 0))
+    driver = (home / "driver.pem").read_bytes()
+    both = """
+        import os, scaleout
+        make = scaleout.remote(lambda number: os.getppid())
+        while len(set(scaleout.get([make.remote(number) for number in range(20)]))) < 2:
+            pass
+        print("both")
+    """
+    assert cluster.run(both) == "both\n"
+    assert (home / "driver.pem").read_bytes() != driver
+
+
+def test_nobody_gets_a_certificate_for_what_another_is(pair: Cluster) -> None:
+    pair.run(
+        f"""
+        import json, time
+        from scaleout._runtime.cluster import dial, keys, places, tls
+        from scaleout._runtime.cluster.admission import receive_frame
+        from scaleout._runtime.wire import frames
+        from scaleout.errors import ClusterError
+
+        identity = tls.Identity(places.home("default"), "driver")
+        for role, member_id in (("node", "0123"), ("driver", "0123"), ("node", None)):
+            sock, welcome = dial.connect({pair.address!r}, tls.client_context(identity))
+            _, request = keys.new_request("x")
+            asked = dict(token="", role=role, id=member_id or welcome["id"], request=request.decode())
+            sock.sendall(frames.frame(frames.JOIN, json.dumps(asked).encode()))
+            answer = json.loads(receive_frame(sock, 1 << 16, time.monotonic() + 20)[1])
+            assert "the token is not the cluster's" in answer["error"], answer
+        """
+    )

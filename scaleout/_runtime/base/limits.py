@@ -79,6 +79,12 @@ SOURCES_BYTES = 50 << 20
 SOURCE_PART_BYTES = 512 * 1024
 """Of a module, in one answer: half a frame."""
 
+CERTIFICATE_SECONDS = 90 * 24 * 3600
+"""That a member's certificate is good for. It is renewed when half of that is over."""
+
+KEYS_LOOK_SECONDS = 3600.0
+"""How often a node looks whether that is so."""
+
 LEAVE_SECONDS = 1.0
 """That a program which exits takes at most to say so to the nodes of its cluster."""
 

@@ -150,6 +150,11 @@ def _identity(address: str) -> tls.Identity:
     home = places.home(os.environ.get("SCALEOUT_CLUSTER") or _cluster_at(address))
     identity = tls.Identity(home, "driver")
     if identity.is_there:
+        if identity.is_old:
+            try:
+                dial.renew(address, identity)
+            except ClusterError:
+                pass  # by the next program: it is good for weeks; or not any more, which is said when it is shown
         return identity
     token = os.environ.get("SCALEOUT_TOKEN")
     if not token:

@@ -62,6 +62,10 @@ class Admission:
         self._reported_at = 0.0
         self._unreported = 0
 
+    def take_new_certificate(self, identity: tls.Identity) -> None:
+        """For the connections that come from now on."""
+        self._context.load_cert_chain(identity.path)
+
     def run(self) -> None:
         """Until the listening socket is closed."""
         while True:
@@ -100,8 +104,8 @@ class Admission:
     def _serve(self, sock: socket.socket, deadline: float) -> None:
         secure = self._handshake(sock, deadline)
         try:
-            role, _ = tls.role_of(secure)
-            welcome = {"role": role, "authority": self._authority_pem, **self._facts}
+            role, member_id = tls.role_of(secure)
+            welcome = {"role": role, "id": member_id, "authority": self._authority_pem, **self._facts}
             secure.sendall(frame(frames.WELCOME, json.dumps(welcome).encode()))
             try:
                 kind, body = receive_frame(secure, limits.NEWCOMER_BYTES, deadline)
@@ -115,7 +119,7 @@ class Admission:
             elif kind == frames.PULL and role == tls.NODE:
                 self._serve_bulk(secure, body)
             elif kind == frames.JOIN:
-                secure.sendall(frame(frames.JOIN, json.dumps(self._answer_to(body)).encode()))
+                secure.sendall(frame(frames.JOIN, json.dumps(self._answer_to(body, role, member_id)).encode()))
                 secure.close()
             else:
                 raise ClusterError(f"a {role or 'stranger'} sent a frame of kind {kind}")
@@ -146,8 +150,8 @@ class Admission:
             secure.close()
             raise
 
-    def _answer_to(self, body: bytes) -> dict[str, str]:
-        """To who wants to join."""
+    def _answer_to(self, body: bytes, role_here: str, id_here: str) -> dict[str, str]:
+        """To who wants to join, or who is a member and needs a new certificate for what it is."""
         if self._authority is None:
             return {"error": f"only the head can sign; it is at {self._facts['head']}"}
         try:
@@ -155,7 +159,8 @@ class Admission:
             token, role, member_id, request = (str(asked[key]) for key in ("token", "role", "id", "request"))
         except (ValueError, KeyError, TypeError) as error:
             raise ClusterError("a request to join that makes no sense") from error
-        if not self._authority.accepts(token):
+        is_renewal = bool(role_here) and (role, member_id) == (role_here, id_here)
+        if not is_renewal and not self._authority.accepts(token):
             return {"error": "the token is not the cluster's, or not any more: `scaleout token` on the head shows it"}
         if role not in (tls.NODE, tls.DRIVER) or not member_id.isalnum() or len(member_id) > 64:
             return {"error": f"{role!r} with the id {member_id!r} cannot join"}

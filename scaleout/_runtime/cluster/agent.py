@@ -40,8 +40,8 @@ class Agent:
         report: Callable[[str], None],
     ) -> None:
         self._address = head_address
-        self._channel = channel(head_address, identity)
-        self._head = service.HeadStub(self._channel)
+        self._identity = identity
+        self._connect()
         self._node = node
         self._wants_nodes = wants_nodes
         self._on_nodes = on_nodes
@@ -52,6 +52,16 @@ class Agent:
         self._is_away = False
         self.epoch = 0
         self._thread = threading.Thread(target=self._run, name="scaleout-agent", daemon=True)
+
+    def _connect(self) -> None:
+        self._channel = channel(self._address, self._identity)
+        self._head = service.HeadStub(self._channel)
+
+    def take_new_certificate(self) -> None:
+        """Any thread: what goes on over the old connection goes on."""
+        before = self._channel
+        self._connect()
+        threading.Timer(limits.DIAL_SECONDS, before.close).start()
 
     def start(self) -> None:
         """Registered when this returns. grpc.RpcError if the head does not answer, or refuses."""

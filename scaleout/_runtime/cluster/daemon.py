@@ -79,8 +79,9 @@ class Daemon:
         self._sources_dir = str(places.sources(options.cluster))
         self._boot_id = secrets.token_hex(8)
         self._settings = Settings.from_environ({k: v for k, v in os.environ.items() if k != "SCALEOUT_ADDRESS"})
-        self._is_over = threading.Event()
-        self._reactor = Reactor("scaleout-node", lambda item: item(), lambda: None, self._is_over.set)
+        self._is_over = False
+        self._wake = threading.Event()  # of the main thread
+        self._reactor = Reactor("scaleout-node", lambda item: item(), lambda: None, self._end_soon)
         self._tenants: list[Tenant] = []
         self._nodes: tuple[int, list[Any]] = (0, [])  # as drivers are told, and the list's version
         self._watches_memory = False
@@ -93,7 +94,7 @@ class Daemon:
         self._record = self._local / f"node-{self.node_id}.json"
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT; ClusterError if it cannot be started."""
+        """Until SIGTERM or SIGINT; ClusterError if it cannot be started. SIGHUP: look at the keys now."""
         options = self._options
         os.environ["SCALEOUT_CLUSTER"] = options.cluster  # for workers whose program asks more of the cluster
         if options.is_head:
@@ -125,7 +126,8 @@ class Daemon:
             pid=os.getpid(),
         )
         for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda *_: self._is_over.set())
+            signal.signal(signum, lambda *_: self._end_soon())
+        signal.signal(signal.SIGHUP, lambda *_: self._wake.set())
         self._reactor.start()
         try:
             self._agent = Agent(
@@ -137,10 +139,18 @@ class Daemon:
             threading.Thread(target=admission.run, name="scaleout-admission", daemon=True).start()
             self._write_record(address, head_address)
             _answer({"address": address, "node_id": self.node_id, "head": options.address or address})
-            while not self._is_over.wait(3600):
-                pass
+            while not self._is_over:
+                self._wake.clear()
+                self._renew_keys(identity, admission)
+                if not self._is_over:
+                    self._wake.wait(limits.KEYS_LOOK_SECONDS)
         finally:
             self._end(listener)
+
+    def _end_soon(self) -> None:
+        """Any thread."""
+        self._is_over = True
+        self._wake.set()
 
     # -- coming up -------------------------------------------------------------------------------
 
@@ -164,6 +174,27 @@ class Daemon:
         if not tls.Identity(self._home, "driver").is_there:
             dial.join(address, token, self._home, "driver", tls.DRIVER, secrets.token_hex(6))
         return None, dial.join(address, token, self._home, name, tls.NODE, self.node_id)
+
+    def _renew_keys(self, own: tls.Identity, admission: Admission) -> None:
+        """In good time: connections that are open stay, all others begin with the new ones."""
+        for identity, role in ((own, tls.NODE), (tls.Identity(self._home, "driver"), tls.DRIVER)):
+            if not identity.is_there or not identity.is_old:
+                continue
+            try:
+                if (self._home / "ca.key").exists():
+                    keys.own_identity(
+                        self._home, identity.path.stem, role, self.node_id if role == tls.NODE else secrets.token_hex(6)
+                    )
+                else:
+                    dial.renew(self._options.address, identity)
+            except (ClusterError, OSError) as error:
+                report(f"the certificate {identity.path.name} is not renewed yet: {error}")
+                continue
+            report(f"the certificate {identity.path.name} is renewed")
+            if identity is own:
+                admission.take_new_certificate(own)
+                assert self._agent is not None
+                self._agent.take_new_certificate()
 
     def _lock_head(self) -> None:
         """One head of a cluster's name on this machine, from here to the end of this process."""

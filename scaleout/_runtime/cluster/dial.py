@@ -150,14 +150,27 @@ def join(address: str, token: str, home: Path, name: str, role: str, member_id: 
         assert peer is not None
         authority = str(welcome.get("authority", "")).encode()
         keys.check_authority(authority, peer, token)
-        key, request = keys.new_request(name)
-        asked = {"token": token.strip(), "role": role, "id": member_id, "request": request.decode()}
-        sock.sendall(frame(frames.JOIN, json.dumps(asked).encode()))
-        _, body = receive_frame(sock, WELCOME_BYTES, _deadline())
+        identity = tls.Identity(home, name)
+        places.write(identity.authority, authority)
+        _have_signed(sock, address, identity, {"token": token.strip(), "role": role, "id": member_id})
+    return identity
+
+
+def renew(address: str, identity: tls.Identity) -> None:
+    """Another certificate for a member whose own is still good, for what it is already."""
+    sock, welcome = connect(address, tls.client_context(identity))
+    with sock:
+        _have_signed(sock, address, identity, {"token": "", "role": welcome["role"], "id": welcome["id"]})
+
+
+def _have_signed(sock: ssl.SSLSocket, address: str, identity: tls.Identity, asked: dict[str, str]) -> None:
+    """A new key with its certificate, into the identity's file."""
+    from scaleout._runtime.cluster import keys
+
+    key, request = keys.new_request(identity.path.stem)
+    sock.sendall(frame(frames.JOIN, json.dumps({**asked, "request": request.decode()}).encode()))
+    _, body = receive_frame(sock, WELCOME_BYTES, _deadline())
     answer = json.loads(body)
     if "certificate" not in answer:
         raise ClusterError(f"the head at {address} refuses: {answer.get('error', 'it does not say why')}")
-    identity = tls.Identity(home, name)
-    places.write(identity.authority, authority)
     places.write(identity.path, key + answer["certificate"].encode())
-    return identity

@@ -77,10 +77,9 @@ class Head(service.HeadServicer):
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)],
         )
         service.add_HeadServicer_to_server(self, self._server)
-        credentials = grpc.ssl_server_credentials(
-            [(identity.path.read_bytes(), identity.path.read_bytes())],
-            identity.authority.read_bytes(),
-            require_client_auth=True,
+        certificate = Certificate(identity)
+        credentials = grpc.dynamic_ssl_server_credentials(
+            certificate.configuration(), certificate.if_new, require_client_authentication=True
         )
         self.port = self._server.add_secure_port(f"{host}:{port}", credentials)
         self._ticker = threading.Thread(target=self._tick, name="scaleout-head-tick", daemon=True)
@@ -174,6 +173,26 @@ class Head(service.HeadServicer):
         node.state = member.state
         node.is_draining = member.is_draining
         return node
+
+
+class Certificate:
+    """The head's own, as gRPC asks for it with each connection: its file is replaced when half of its time is over."""
+
+    def __init__(self, identity: tls.Identity) -> None:
+        self._identity = identity
+        self._written_at = 0.0
+
+    def configuration(self) -> Any:
+        self._written_at = self._identity.path.stat().st_mtime
+        pem = self._identity.path.read_bytes()
+        return grpc.ssl_server_certificate_configuration([(pem, pem)], self._identity.authority.read_bytes())
+
+    def if_new(self) -> Any:
+        """None if it is what it was."""
+        try:
+            return None if self._identity.path.stat().st_mtime == self._written_at else self.configuration()
+        except OSError:  # it is just leaving
+            return None
 
 
 def channel(address: str, identity: tls.Identity) -> grpc.Channel:

@@ -23,12 +23,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from scaleout._runtime.base import limits
 from scaleout._runtime.cluster import places
 from scaleout._runtime.cluster.tls import Identity
 from scaleout.errors import ClusterError
 
-CERTIFICATE_DAYS = 90
-AUTHORITY_DAYS = 3650
+CERTIFICATE_LIFE = datetime.timedelta(seconds=limits.CERTIFICATE_SECONDS)
+AUTHORITY_LIFE = datetime.timedelta(days=3650)
 SKEW = datetime.timedelta(minutes=5)
 """Certificates are valid from a little before they are made: clocks differ."""
 
@@ -56,7 +57,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, secrets.token_hex(8))])
         certificate = (
-            _builder(name, name, key.public_key(), AUTHORITY_DAYS)
+            _builder(name, name, key.public_key(), AUTHORITY_LIFE)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs=True), critical=True)
             .sign(key, hashes.SHA256())
@@ -90,7 +91,7 @@ class Authority:
         uri = x509.UniformResourceIdentifier(f"scaleout:{self.cluster_id}:{role}:{member_id}")
         names = [uri, x509.DNSName("scaleout")]  # gRPC wants to verify a host's name: it is this one, everywhere
         certificate = (
-            _builder(subject, self.certificate.subject, public_key, CERTIFICATE_DAYS)
+            _builder(subject, self.certificate.subject, public_key, CERTIFICATE_LIFE)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
@@ -109,17 +110,10 @@ def new_request(name: str) -> tuple[bytes, bytes]:
 def own_identity(home: Path, name: str, role: str, member_id: str) -> Identity:
     """For whoever has the authority at hand: the identity of that name, made or renewed if it has to be."""
     identity = Identity(home, name)
-    if not identity.is_there or _is_old(identity):
+    if not identity.is_there or identity.is_old:
         key, request = new_request(name)
         places.write(identity.path, key + Authority(home).sign(request, role, member_id))
     return identity
-
-
-def _is_old(identity: Identity) -> bool:
-    """Whether more than half of its time is over."""
-    certificate = x509.load_pem_x509_certificate(identity.path.read_bytes())
-    middle = certificate.not_valid_before_utc + datetime.timedelta(days=CERTIFICATE_DAYS / 2)
-    return datetime.datetime.now(datetime.timezone.utc) > middle
 
 
 # -- the token -----------------------------------------------------------------------------------
@@ -160,7 +154,9 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, public_key: object, days: int) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: object, life: datetime.timedelta
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.timezone.utc)
     return (
         x509.CertificateBuilder()
@@ -169,7 +165,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, public_key: object, days: in
         .public_key(public_key)  # type: ignore[arg-type]  # of a request; what is no key is refused there
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - SKEW)
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(now + life)
     )
 
 

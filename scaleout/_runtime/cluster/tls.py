@@ -6,6 +6,9 @@ A driver imports this and no more of keys: the packages behind `cluster.keys` ar
 from __future__ import annotations
 
 import ssl
+import time
+
+from scaleout._runtime.base import limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +29,11 @@ class Identity:
     @property
     def is_there(self) -> bool:
         return self.path.exists() and self.authority.exists()
+
+    @property
+    def is_old(self) -> bool:
+        """Whether more than half of its time is over: the file is as old as the certificate in it."""
+        return time.time() - self.path.stat().st_mtime > limits.CERTIFICATE_SECONDS / 2
 
 
 def server_context(identity: Identity) -> ssl.SSLContext:
