@@ -417,3 +417,76 @@ def test_programs_on_a_busy_node_have_equal_parts_of_it(cluster: Cluster) -> Non
         program.communicate("\n")
     # With all alike it would have a ninth of a processor, at most; other things run on this machine, too.
     assert share > 0.25, share
+
+
+def test_an_actor_waits_for_a_node_that_has_room_for_it(cluster: Cluster) -> None:
+    cluster.start_head()
+    first = cluster.start_node("--resources", '{"seat": 1}')
+    program = cluster.start(
+        """
+        import scaleout
+
+        @scaleout.remote(resources={"seat": 1}, on_failure="restart", max_task_retries=-1)
+        class Counter:
+            count = 0
+
+            def add(self):
+                self.count += 1
+                return self.count
+
+        counter = Counter.remote()
+        print(scaleout.get([counter.add.remote(), counter.add.remote()]), flush=True)
+        input()
+        ref = counter.add.remote()
+        print(scaleout.wait([ref], timeout=2)[0], flush=True)
+        print(scaleout.get(ref))
+        """,
+        stdin=True,
+    )
+    assert read_line(program) == "[1, 2]"
+    kill(cluster.pid_of(first))
+    assert program.stdin is not None
+    program.stdin.write("\n")
+    program.stdin.flush()
+    assert read_line(program) == "[]"
+    cluster.start_node("--resources", '{"seat": 1}')
+    assert finish(program) == "1\n"
+
+
+def test_an_actor_that_waits_for_a_node_can_be_killed_and_left(cluster: Cluster) -> None:
+    cluster.start_head()
+    first = cluster.start_node("--resources", '{"seat": 2}')
+    program = cluster.start(
+        """
+        import gc, scaleout
+        from scaleout.errors import ActorDiedError
+
+        @scaleout.remote(resources={"seat": 1}, on_failure="restart", max_task_retries=-1)
+        class Waits:
+            def call(self):
+                return "here"
+
+        killed, left = Waits.remote(), Waits.remote()
+        print(scaleout.get([killed.call.remote(), left.call.remote()]), flush=True)
+        input()
+        ref = killed.call.remote()
+        assert not scaleout.wait([ref], timeout=1)[0]
+        scaleout.kill(killed)
+        try:
+            scaleout.get(ref)
+        except ActorDiedError as error:
+            print("was killed" in str(error))
+        del left
+        gc.collect()
+        while any(actor["state"] != "DEAD" for actor in scaleout.list_actors()):
+            pass
+        print("gone")
+        """,
+        stdin=True,
+    )
+    assert read_line(program) == "['here', 'here']"
+    kill(cluster.pid_of(first))
+    assert program.stdin is not None
+    program.stdin.write("\n")
+    program.stdin.flush()
+    assert finish(program) == "True\ngone\n"
