@@ -115,7 +115,10 @@ async def read(reader: asyncio.StreamReader) -> tuple[tuple[Any, ...], list[list
     if size > FACTS_BYTES:
         raise ValueError(f"a message with {size} bytes of facts, where {FACTS_BYTES} are the most")
     facts, sizes = marshal.loads(await reader.readexactly(size))
-    return facts, [[await _part(reader, size) for size in parts] for parts in sizes]
+    values = []
+    for parts in sizes:
+        values.append([await _part(reader, size) for size in parts])
+    return facts, values
 
 
 async def _part(reader: asyncio.StreamReader, size: int) -> bytearray:
