@@ -116,7 +116,7 @@ def finish(program: subprocess.Popen[str]) -> str:
         program.communicate()
         raise
     assert program.returncode == 0, errors
-    assert errors == ""
+    assert errors == "", errors
     return output
 
 

@@ -643,6 +643,7 @@ def test_strangers_and_nonsense_at_the_door(pair: Cluster) -> None:
             if len(data) < 4:
                 writer.write_eof() if writer.can_write_eof() else writer.close()
             assert await reader.read() == b""
+            await door.close(writer)
 
         def message(*facts, sizes=()):
             data = marshal.dumps((facts, list(sizes)))
@@ -659,6 +660,7 @@ def test_strangers_and_nonsense_at_the_door(pair: Cluster) -> None:
                 writer.write(message(*facts))
             writer.write(message(5, "list"))
             answers = dict([(await door.read(reader))[0][:2] for _ in range(5)])
+            await door.close(writer)
             assert answers == {{1: False, 2: False, 3: False, 4: True, 5: True}}, answers
 
         asyncio.run(main())

@@ -164,7 +164,7 @@ def actors(cluster: str) -> list[dict[str, Any]]:
                 raise OSError("it refuses")
             return marshal.loads(values[0][0])
         finally:
-            writer.close()
+            await door.close(writer)
 
     _, welcome = _knock(cluster)
     try:

@@ -75,6 +75,15 @@ async def dial(address: str, cluster: str = "") -> tuple[asyncio.StreamReader, a
     return reader, writer
 
 
+async def close(writer: asyncio.StreamWriter) -> None:
+    """Before the loop ends: CPython 3.10 complains of what is still open then."""
+    writer.close()
+    try:
+        await asyncio.wait_for(writer.wait_closed(), limits.LEAVE_SECONDS)
+    except (OSError, asyncio.TimeoutError):  # it is gone in any case
+        pass
+
+
 async def serve(listener: socket.socket, handle: Handler) -> asyncio.Server:
     """Let members of the cluster in, each to a call of `handle(reader, writer)`."""
     context = tls.server_context(_identity())
