@@ -251,6 +251,13 @@ REAPED = """
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def is_alive(pid):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
     for round in range(3):
         with Pool(2, max_retries=0) as pool:
             assert pool.map(abs, range(100), chunksize=1) == list(range(100))
@@ -261,7 +268,10 @@ REAPED = """
             assert pool.map(abs, range(10)) == list(range(10))
             with open(f"/proc/{pool._pool[0].pid}/stat") as file:
                 zygote = int(file.read().rpartition(")")[2].split()[1])
+            pids = [worker.pid for worker in pool._pool]
             os.kill(zygote, signal.SIGKILL)
+            while any(map(is_alive, pids)):  # what one of them began now would be lost: there are no retries
+                time.sleep(0.001)
             assert pool.map(abs, range(10)) == list(range(10))
             if round == 1:
                 pool.close()
