@@ -73,6 +73,9 @@ class CallbackThread:
             function = self._queue.popleft()
             if function is None:
                 with self._lock:
+                    while self._queue and self._queue[0] is None:  # told to end more than once
+                        self._queue.popleft()
+                        self._ready.acquire()
                     if not self._queue:
                         self.is_running = False
                         return

@@ -408,7 +408,7 @@ class Owner:
 
     def end_if_idle(self) -> None:
         """With the last group the threads end, unless a client holds the owner."""
-        if not self.groups and self.on_idle():
+        if not self.groups and not self.reactor.is_stopping and self.on_idle():
             self.reactor.stop()
             self.keeper.let_go()
             self.errands.put(None)
