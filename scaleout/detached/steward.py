@@ -93,6 +93,7 @@ class Steward:
 
     def create(self, options: dict[str, Any], parts: Any) -> int:
         """An actor's key; if it may be made anew it is durable. ValueError if its name is taken."""
+        self.look()  # the name of one that has just died is free
         key = secrets.randbits(62) | 1
         self._start(key, options, parts)
         if options["max_restarts"] and not options["keeps_log"]:
@@ -225,13 +226,11 @@ class Visit:
         """Whatever comes of it, who waits is told."""
         try:
             await answer
-        except OSError:
-            pass  # nobody is there any more
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - also what is an OSError, as that a call has run out of time
             try:
                 await self._refuse(number, error)
             except OSError:
-                pass
+                pass  # nobody is there any more
 
     async def _reply(self, number: int, *facts: Any, values: Any = ()) -> None:
         if number:
