@@ -214,6 +214,69 @@ def test_the_end_of_an_actor(pair: Cluster) -> None:
     wait_until(lambda: [fact["name"] for fact in actors(pair)] == ["a"])
 
 
+def test_calls_that_run_out_of_time(pair: Cluster) -> None:
+    """The actor is killed for it, by its policy, and the caller is told why."""
+    output = pair.run(
+        with_counter("""
+        import time
+        from scaleout.errors import ActorDiedError, TaskTimeoutError
+
+        @scaleout.remote
+        class Slow:
+            def call(self, seconds):
+                time.sleep(seconds)
+                return "done"
+
+            def items(self):
+                time.sleep(60)
+                yield 1
+
+        for name, options in (("raise", {}), ("restart", {"on_failure": "restart"})):
+            slow = Slow.options(name=name, lifetime="detached", **options).remote()
+            try:
+                scaleout.get(slow.call.options(timeout_s=0.3).remote(60))
+            except TaskTimeoutError:
+                print("out of time")
+            try:
+                print(scaleout.get(slow.call.remote(0)))
+            except ActorDiedError:
+                print("dead")
+        slow = Slow.options(name="stream", lifetime="detached").remote()
+        try:
+            for ref in slow.items.options(timeout_s=0.3).remote():
+                scaleout.get(ref)
+        except TaskTimeoutError:
+            print("stream out of time")
+        """)
+    )
+    assert output == "out of time\ndead\nout of time\ndone\nstream out of time\n"
+
+
+def test_the_name_of_a_dead_actor_is_free_at_once(pair: Cluster) -> None:
+    pair.run(
+        with_counter("""
+        import signal
+        from scaleout.errors import ActorDiedError
+
+        @scaleout.remote
+        class Dies:
+            def die(self):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            def leave(self):
+                scaleout.exit_actor()
+
+        for _ in range(4):
+            for method in ("die", "leave"):
+                actor = Dies.options(name="dies", lifetime="detached").remote()
+                try:
+                    scaleout.get(getattr(actor, method).remote())
+                except ActorDiedError:
+                    pass
+        """)
+    )
+
+
 def test_async_actors_and_those_that_are_restarted(pair: Cluster) -> None:
     output = pair.run(
         """
