@@ -100,7 +100,7 @@ class Steward:
             try:
                 self._register.add(key, options, parts)
             except Exception as error:
-                report(f"no actor can be kept: {error}")
+                door.report(f"no actor can be kept: {error}")
                 self.kill(key, False)
                 raise ClusterError(f"the steward's database cannot be written: {error}") from error
         return key
@@ -165,17 +165,17 @@ class Steward:
             except InfeasibleError:
                 continue
             except Exception as error:  # noqa: BLE001 - of what an earlier steward has written
-                report(f"the actor {name} is gone: {type(error).__name__}: {error}")
+                door.report(f"the actor {name} is gone: {type(error).__name__}: {error}")
                 self._forget(key)
             else:
-                report(f"the actor {name} is started again")
+                door.report(f"the actor {name} is started again")
             del self._coming[key]
 
     def _forget(self, key: int) -> None:
         try:
             self._register.remove(key)
         except sqlite3.Error as error:
-            report(f"an actor that is gone cannot be forgotten: {error}")
+            door.report(f"an actor that is gone cannot be forgotten: {error}")
 
     def list(self) -> list[dict[str, Any]]:
         facts = {int(found["id"], 16): found for found in self._client.list_actors()}
@@ -215,7 +215,7 @@ class Visit:
         except (EOFError, OSError):
             pass
         except Exception as error:  # noqa: BLE001 - of what was sent
-            report(f"a connection is closed: {type(error).__name__}: {error}")
+            door.report(f"a connection is closed: {type(error).__name__}: {error}")
         finally:
             for task in list(self._tasks):
                 task.cancel()
@@ -350,11 +350,6 @@ async def run(local: Path, listener: socket.socket) -> None:
     register.end()
 
 
-def report(line: str) -> None:
-    """Into the log."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
-
-
 def main(arguments: list[str]) -> int:
     """`arguments`: JSON of the local directory, and the descriptor of the listening socket."""
     options = json.loads(arguments[0])
@@ -363,7 +358,7 @@ def main(arguments: list[str]) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        report("there is a steward already")
+        door.report("there is a steward already")
         return 1
     lock.truncate(0)
     lock.write(str(os.getpid()))

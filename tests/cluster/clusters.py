@@ -136,6 +136,13 @@ def read_line(program: subprocess.Popen[str]) -> str:
     return program.stdout.readline().strip()
 
 
+def go_on(program: subprocess.Popen[str]) -> None:
+    """It waits for a line."""
+    assert program.stdin is not None
+    program.stdin.write("\n")
+    program.stdin.flush()
+
+
 def descendants(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)

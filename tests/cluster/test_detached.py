@@ -6,7 +6,9 @@ import json
 import textwrap
 from typing import Any
 
-from clusters import Cluster, finish, kill, read_line, wait_until
+from clusters import Cluster, finish, go_on, kill, read_line, wait_until
+
+from scaleout._runtime.cluster.running import process_start
 
 COUNTER = """
     import os, scaleout
@@ -382,9 +384,7 @@ def test_a_head_that_is_killed_in_a_map_finds_its_actors_again(cluster: Cluster)
     assert read_line(program) == "mapping"
     kill(cluster.pid_of(address))
     assert cluster.start_head(cpus=0) == address
-    assert program.stdin is not None
-    program.stdin.write("\n")
-    program.stdin.flush()
+    go_on(program)
     assert finish(program) == "8\n"
     assert steward_pid(cluster) == pid
     found = 'import scaleout\nprint(scaleout.get(scaleout.get_actor("counter").add.remote()))\n'
@@ -423,10 +423,8 @@ def test_a_steward_that_is_killed_starts_again_what_it_may(pair: Cluster) -> Non
     assert read_line(program) == "102"
     pid = steward_pid(pair)
     kill(pid)
-    wait_until(lambda: _is_gone(pid))
-    assert program.stdin is not None
-    program.stdin.write("\n")
-    program.stdin.flush()
+    wait_until(lambda: process_start(pid) == 0)
+    go_on(program)
     assert finish(program) == "101\ndead\n"
     assert [fact["name"] for fact in actors(pair)] == ["again"]
 
@@ -435,20 +433,12 @@ def test_the_end_of_a_cluster_is_that_of_its_steward(pair: Cluster) -> None:
     pair.run(MAKE)
     pid = steward_pid(pair)
     pair.must("stop")
-    assert _is_gone(pid)
+    assert process_start(pid) == 0
 
 
 def test_without_detached_actors_there_is_no_steward(pair: Cluster) -> None:
     pair.run("import scaleout\nassert scaleout.get(scaleout.put(1)) == 1\n")
     assert not [path for path in (pair.directory / "run").glob("**/steward.lock") if path.read_text()]
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_whatever_a_method_raises(pair: Cluster) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from clusters import Cluster, finish, kill, read_line, wait_until
+from clusters import Cluster, finish, go_on, kill, read_line, wait_until
 
 WAITING = """
     import os, time
@@ -445,9 +445,7 @@ def test_an_actor_waits_for_a_node_that_has_room_for_it(cluster: Cluster) -> Non
     )
     assert read_line(program) == "[1, 2]"
     kill(cluster.pid_of(first))
-    assert program.stdin is not None
-    program.stdin.write("\n")
-    program.stdin.flush()
+    go_on(program)
     assert read_line(program) == "[]"
     cluster.start_node("--resources", '{"seat": 1}')
     assert finish(program) == "1\n"
@@ -486,7 +484,5 @@ def test_an_actor_that_waits_for_a_node_can_be_killed_and_left(cluster: Cluster)
     )
     assert read_line(program) == "['here', 'here']"
     kill(cluster.pid_of(first))
-    assert program.stdin is not None
-    program.stdin.write("\n")
-    program.stdin.flush()
+    go_on(program)
     assert finish(program) == "True\ngone\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from clusters import Cluster, counted, finish, read_line, wait_until
+from clusters import Cluster, counted, finish, go_on, read_line, wait_until
 from test_lineage import TASKS
 
 numbers = itertools.count()
@@ -236,16 +236,13 @@ def test_values_and_actors_of_a_node_that_is_cut_off(machines: Machines) -> None
     """,
         stdin=True,
     )
-    assert program.stdin is not None
     assert read_line(program) == "ready"
     machines.network.cut(2)
-    program.stdin.write("\n")
-    program.stdin.flush()
+    go_on(program)
     assert read_line(program) == "went on"
     machines.network.heal(2)
     wait_until(lambda: len(machines.nodes()) == 2)
-    program.stdin.write("\n")
-    program.stdin.flush()
+    go_on(program)
     lost = eval(finish(program))
     assert lost
     count = counted(machines)

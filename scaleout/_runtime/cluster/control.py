@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from scaleout._runtime.cluster import places, stewardship, tls
-from scaleout._runtime.cluster.daemon import process_start, records
+from scaleout._runtime.cluster.running import process_start, records
 from scaleout.errors import ClusterError
 
 TYPE_CHECKING = False
@@ -76,15 +76,16 @@ def _environ(token: str | None) -> dict[str, str]:
 
 def stop(cluster: str) -> list[dict[str, Any]]:
     """End the nodes of this cluster on this machine, the head last; which they were."""
-    running = sorted(records(cluster), key=lambda record: record["is_head"])
+    local = places.local(cluster)
+    running = sorted(records(local), key=lambda record: record["is_head"])
     for record in running:
         _signal(record, signal.SIGTERM)
         if not _wait_for_end(record, STOP_SECONDS):
             _signal(record, signal.SIGKILL)
             _wait_for_end(record, STOP_SECONDS)
-    if any(record["is_head"] for record in running) or not records(cluster):
-        stewardship.stop(places.local(cluster))  # a head that was killed has left it behind
-    records(cluster)  # and what they could not remove themselves is
+    if any(record["is_head"] for record in running) or not records(local):
+        stewardship.stop(local)  # a head that was killed has left it behind
+    records(local)  # and what they could not remove themselves is
     return running
 
 

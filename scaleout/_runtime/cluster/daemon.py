@@ -17,7 +17,6 @@ import socket
 import ssl
 import sys
 import threading
-import time
 from functools import partial
 
 from scaleout._runtime.base import limits, memory
@@ -28,6 +27,7 @@ from scaleout._runtime.cluster.agent import Agent
 from scaleout._runtime.cluster.head import Head, HeadState
 from scaleout._runtime.cluster.head_pb2 import Node, NodesReply
 from scaleout._runtime.cluster.node_link import NodeLink
+from scaleout._runtime.cluster.running import process_start, records, report
 from scaleout._runtime.cluster.stewardship import Stewardship
 from scaleout._runtime.cluster.tenant import Gpus, Tenant
 from scaleout._runtime.node.capacity import resources_here
@@ -202,7 +202,7 @@ class Daemon:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            running = [record for record in records(self._options.cluster) if record["is_head"]]
+            running = [record for record in records(self._local) if record["is_head"]]
             where = f", at {running[0]['address']} (pid {running[0]['pid']})" if running else ""
             raise ClusterError(
                 f"the cluster {self._options.cluster!r} has a head on this machine already{where}; "
@@ -406,37 +406,6 @@ def _described(reply: NodesReply) -> tuple[int, list[Any]]:
         (node.node_id, f"{node.host}:{node.port}", dict(node.resources), node.state, node.is_draining)
         for node in reply.nodes
     ]
-
-
-def records(cluster: str) -> list[dict[str, Any]]:
-    """The daemons of a cluster that run on this machine. What dead ones have left behind is removed."""
-    found = []
-    for path in sorted(places.local(cluster).glob("node-*.json")):
-        try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        if process_start(record["pid"]) == record["started"]:
-            found.append(record)
-        else:
-            path.unlink(missing_ok=True)
-    return found
-
-
-def process_start(pid: int) -> float:
-    """When it was started: with the pid, that names a process. 0 if there is none, or it has ended."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.Error:
-        return 0.0
-
-
-def report(line: str) -> None:
-    """Into the log."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
 
 
 def _answer(facts: dict[str, Any]) -> None:

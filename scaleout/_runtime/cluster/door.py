@@ -10,7 +10,6 @@ Messages are plain facts, and the parts of values, which nobody looks into on th
 from __future__ import annotations
 
 import asyncio
-import json
 import marshal
 import os
 import ssl
@@ -20,6 +19,7 @@ from scaleout._runtime.base import limits
 from scaleout._runtime.cluster import dial as dialling
 from scaleout._runtime.cluster import places, tls
 from scaleout._runtime.cluster.node_link import watch_for_silence
+from scaleout._runtime.cluster.running import records, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,22 +37,15 @@ FACTS_BYTES = 1 << 20
 READ_BYTES = 1 << 20
 """Parts are read in pieces of this size, so that no promise of a size takes memory."""
 
+__all__ = ["close", "dial", "has_head", "read", "report", "serve", "write"]
+
 STREAM_BYTES = 1 << 20
 """What is read ahead of whoever takes it."""
 
 
 def has_head(local: Path) -> bool:
     """Whether the head of the cluster whose directory this is runs."""
-    import psutil
-
-    for path in local.glob("node-*.json"):
-        try:
-            record = json.loads(path.read_text())
-            if record["is_head"] and psutil.Process(record["pid"]).create_time() == record["started"]:
-                return True
-        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-            continue
-    return False
+    return any(record["is_head"] for record in records(local))
 
 
 def _identity(cluster: str = "") -> tls.Identity:

@@ -369,18 +369,9 @@ class Clerk:
                 peer.holdings.settle(hold.id, 1)
                 peer.holdings.hand_over((hold,))
         record: CallableRecord = peer.functions[function]
-        if target:
-            actor = self.entry_of(peer, target)
-            if isinstance(actor, Entry):
-                sink.deliver(0, frames.LOST, None)
-                return
-            group = actor.group
-        else:
-            try:
-                group = self.group_of(options)
-            except InfeasibleError as error:
-                sink.deliver(0, frames.INFEASIBLE, {"message": str(error)})
-                return
+        group = self._group_for(peer, target, options, sink)
+        if group is None:
+            return
         extents = None
         if stored is not None:
             how |= frames.STORED
@@ -414,6 +405,20 @@ class Clerk:
             self._keep_back(peer, task)
         else:
             self.enqueue_plain(task)
+
+    def _group_for(self, peer: Peer, target: int, options: dict[str, Any], sink: Any) -> Any:
+        """Of a worker's call: that of the actor which it names, or of tasks like it. None: the sink is told why."""
+        if target:
+            actor = self.entry_of(peer, target)
+            if not isinstance(actor, Entry):
+                return actor.group
+            sink.deliver(0, frames.LOST, None)
+            return None
+        try:
+            return self.group_of(options)
+        except InfeasibleError as error:
+            sink.deliver(0, frames.INFEASIBLE, {"message": str(error)})
+            return None
 
     def _stream_dropped(self, stream: Any) -> None:
         """Any thread."""
