@@ -26,7 +26,7 @@ def started(setting: Setting) -> Any:
     if setting.peer == "ray":
         import ray
 
-        ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
         return ray
     import scaleout
 

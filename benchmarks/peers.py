@@ -107,7 +107,7 @@ def _submit_and_wait(executor: Any) -> RunAll:
 def _ray() -> Iterator[RunAll]:
     import ray
 
-    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
 
     def run_all(function: Callable[[int], Any], items: range) -> list[Any]:
         remote = remotes.setdefault(function, ray.remote(function))
