@@ -240,8 +240,8 @@ def main() -> None:
 
 
 def _run(directory: Path, repeat: int) -> dict[str, dict[str, list[float]]]:
-    (directory / "run").mkdir()
-    (directory / "bare").mkdir()
+    for name in ("run", "away", "bare"):
+        (directory / name).mkdir()
     embedded = {name: value for name, value in os.environ.items() if name != "SCALEOUT_ADDRESS"}
     environ = {**embedded, "SCALEOUT_HOME": str(directory / "home"), "XDG_RUNTIME_DIR": str(directory / "run")}
     command = [sys.executable, "-m", "scaleout.cli"]
@@ -256,10 +256,11 @@ def _run(directory: Path, repeat: int) -> dict[str, dict[str, list[float]]]:
         started = time.perf_counter()
         subprocess.run([*command, "start", "--address", address, "--num-cpus", "1"], env=environ, check=True)
         ready.append(time.perf_counter() - started)
-        attached = {**environ, "SCALEOUT_ADDRESS": address}
-        found: dict[str, dict[str, list[float]]] = {"embedded": {}, "cluster": {}, "bare": {}}
+        near = {**environ, "SCALEOUT_ADDRESS": address}
+        far = {**near, "XDG_RUNTIME_DIR": str(directory / "away")}  # it does not find the nodes' sockets
+        found: dict[str, dict[str, list[float]]] = {"embedded": {}, "cluster": {}, "near": {}, "bare": {}}
         for _ in range(repeat):
-            for name, of in (("embedded", embedded), ("cluster", attached)):
+            for name, of in (("embedded", embedded), ("cluster", far), ("near", near)):
                 found[name].setdefault("first", []).append(first_s(of))
                 done = subprocess.run(
                     [sys.executable, "-m", "benchmarks.cluster", "--measure"], env=of, check=True, capture_output=True
@@ -297,11 +298,13 @@ def _idle(status: list[str], environ: dict[str, str]) -> str:
 
 def _print(found: dict[str, dict[str, list[float]]]) -> None:
     median = statistics.median
-    print("| measure | embedded | cluster of two nodes | compared with | ratio | at most |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| measure | embedded | cluster of two nodes | compared with | ratio | at most | nodes of the program's machine |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for key, text, unit, against, at_most in ROWS:
         scale, name = (1e6, "µs") if unit == "us" else (1e3, "ms")
-        embedded, cluster = (median(found[which][key]) for which in ("embedded", "cluster"))
+        embedded, cluster, near = (median(found[which][key]) for which in ("embedded", "cluster", "near"))
         if against == "embedded":
             other, said = embedded, "embedded"
         else:
@@ -310,7 +313,7 @@ def _print(found: dict[str, dict[str, list[float]]]) -> None:
         bar = "–" if at_most is None else f"{at_most:.2g}"
         print(
             f"| {text} | {embedded * scale:.3g} {name} | {cluster * scale:.3g} {name} | {said} "
-            f"| {cluster / other:.2f} | {bar} |"
+            f"| {cluster / other:.2f} | {bar} | {near * scale:.3g} {name} |"
         )
 
 

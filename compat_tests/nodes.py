@@ -47,6 +47,9 @@ def running(count: int) -> Iterator[dict[str, str]]:
             for _ in range(count - 1):
                 _scaleout(environ, "start", "--address", address, "--num-cpus", str(CPUS))
             settings["SCALEOUT_ADDRESS"] = address
+            away = Path(folder) / "away"
+            away.mkdir()
+            settings["XDG_RUNTIME_DIR"] = str(away)  # as if on another machine: they do not find the nodes' sockets
             settings[evidence.NODES_VARIABLE] = str(count)
             _check_use({**environ, **settings}, count)
             yield settings

@@ -28,9 +28,11 @@ class Cluster:
         self.directory = directory
         runtime = directory / "run"
         runtime.mkdir()
+        (directory / "away").mkdir()
         environ = {name: value for name, value in os.environ.items() if name not in OURS}
         self._programs: list[subprocess.Popen[str]] = []
         self.prefix: list[str] = []  # of all commands: what runs them on another machine
+        self.programs_are_near = False  # as if they were on other machines: they do not find the nodes' sockets
         self.environ = {**environ, "SCALEOUT_HOME": str(directory / "home"), "XDG_RUNTIME_DIR": str(runtime)}
 
     # -- the command line ------------------------------------------------------------------------
@@ -88,7 +90,7 @@ class Cluster:
         path.write_text(textwrap.dedent(script))
         program = subprocess.Popen(
             [*self.prefix, sys.executable, str(path)],
-            env={**self.environ, "SCALEOUT_ADDRESS": self.address, **environ},
+            env={**self.environ, **self._runtime_of_programs, "SCALEOUT_ADDRESS": self.address, **environ},
             cwd=self.directory,
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -97,6 +99,10 @@ class Cluster:
         )
         self._programs.append(program)
         return program
+
+    @property
+    def _runtime_of_programs(self) -> dict[str, str]:
+        return {} if self.programs_are_near else {"XDG_RUNTIME_DIR": str(self.directory / "away")}
 
     def run(self, script: str, **environ: str) -> str:
         """What a program prints; it must end well, and say nothing on stderr."""

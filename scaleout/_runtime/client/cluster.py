@@ -13,7 +13,7 @@ from multiprocessing import util
 from scaleout._runtime.base import limits, this_process
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.embedded import EmbeddedSession, InitializerFrames
-from scaleout._runtime.cluster import dial, places, tls
+from scaleout._runtime.cluster import dial, near_socket, places, tls
 from scaleout._runtime.cluster.fleet import Fleet
 from scaleout._runtime.cluster.relayed import RemoteNode
 from scaleout._runtime.cluster.sources import Archive
@@ -51,7 +51,7 @@ class ClusterSession(EmbeddedSession):
         self._connected = []
         if not nodes:
             nodes, info = _connect(self.settings.address, self._identity)
-        fleet = Fleet(reactor, nodes, info["nodes"], self.settings.max_processes, self._dial, self._redial)
+        fleet = Fleet(reactor, nodes, info["nodes"], self.settings.max_processes, self._dial, self._redial, self._ask)
         fleet.steward = info["steward"]
         return fleet
 
@@ -60,6 +60,9 @@ class ClusterSession(EmbeddedSession):
 
     def _redial(self, node: RemoteNode, seconds: float) -> tuple[Any, int]:
         return dial.resume(node, self._identity, seconds)
+
+    def _ask(self, node: RemoteNode) -> Any:
+        return near_socket.ask(self._identity.path.parent.name, node.node_id, node.session)
 
     def _packed(self, working_dir: str | None) -> Archive | None:
         return None if working_dir is None else Archive(working_dir)
@@ -104,7 +107,7 @@ class ClusterSession(EmbeddedSession):
 
     def _close_connected(self) -> None:
         for node in self._connected:
-            node.link.close()
+            node.leave()
         self._connected = []
 
     def forget(self) -> None:
@@ -140,7 +143,7 @@ def _connect(address: str, identity: tls.Identity) -> tuple[list[RemoteNode], di
     except BaseException:  # Ctrl-C
         for node in nodes:
             node.link.bye()
-            node.link.close()
+            node.leave()
         raise
     return nodes, info
 

@@ -21,7 +21,7 @@ from functools import partial
 
 from scaleout._runtime.base import limits, memory
 from scaleout._runtime.base.settings import Settings
-from scaleout._runtime.cluster import bulk, dial, keys, places, tls
+from scaleout._runtime.cluster import bulk, dial, keys, near_socket, places, tls
 from scaleout._runtime.cluster.admission import Admission
 from scaleout._runtime.cluster.agent import Agent
 from scaleout._runtime.cluster.head import Head, HeadState
@@ -83,6 +83,7 @@ class Daemon:
         self._wake = threading.Event()  # of the main thread
         self._reactor = Reactor("scaleout-node", lambda item: item(), lambda: None, self._end_soon)
         self._tenants: list[Tenant] = []
+        self._opening: dict[str, threading.Event] = {}  # sessions of drivers that are about to be tenants
         self._nodes: tuple[int, list[Any]] = (0, [])  # as drivers are told, and the list's version
         self._watches_memory = False
         self._is_tidy_armed = False
@@ -116,6 +117,7 @@ class Daemon:
         facts = {"head": head_address, "steward": self._steward}
         admission = Admission(listener, identity, authority, facts, self._attach, self._serve_bulk, report)
         self._puller = bulk.Puller(identity)
+        self._near = near_socket.listen(self._local, self.node_id)
         self._node = Node(
             node_id=self.node_id,
             boot_id=self._boot_id,
@@ -137,6 +139,10 @@ class Daemon:
             if self._stewardship is not None:
                 self._stewardship.start(self._reactor, address)
             threading.Thread(target=admission.run, name="scaleout-admission", daemon=True).start()
+            if self._near is not None:
+                threading.Thread(
+                    target=near_socket.serve, args=(self._near, self._lodge), name="scaleout-near", daemon=True
+                ).start()
             self._write_record(address, head_address)
             _answer({"address": address, "node_id": self.node_id, "head": options.address or address})
             while not self._is_over:
@@ -283,8 +289,13 @@ class Daemon:
             "session": session,
             "reading": reading,
         }
-        sock.sendall(frame(frames.ATTACH, marshal.dumps(info)))
-        sock.setblocking(False)
+        self._opening[session] = threading.Event()
+        try:
+            sock.sendall(frame(frames.ATTACH, marshal.dumps(info)))
+            sock.setblocking(False)
+        except BaseException:
+            del self._opening[session]
+            raise
         self._reactor.post(partial(self._open, NodeLink(sock), session, reading))
 
     def _resume(self, sock: ssl.SSLSocket, session: str, attempt: int, arrived_bytes: int) -> None:
@@ -319,9 +330,24 @@ class Daemon:
         )
         self._tenants.append(tenant)
         tenant.open()
+        self._opening.pop(session).set()
         if not self._watches_memory:
             self._watches_memory = True
             self._watch_memory()
+
+    def _lodge(self, sock: socket.socket, session: str) -> None:
+        """Any thread: by the node's Unix socket, a driver that has attached just now, or lost what it had."""
+        opening = self._opening.get(session)
+        if opening is not None:
+            opening.wait(limits.DIAL_SECONDS)
+        self._reactor.post(partial(self._lodge_now, sock, session))
+
+    def _lodge_now(self, sock: socket.socket, session: str) -> None:
+        tenant = next((tenant for tenant in self._tenants if tenant.session == session), None)
+        if tenant is None:
+            sock.close()
+        else:
+            tenant.lodge(sock)
 
     def _tenant_gone(self, tenant: Tenant) -> None:
         self._tenants.remove(tenant)
@@ -396,6 +422,9 @@ class Daemon:
             self._head.close()
         self._reactor.thread.join()
         self._record.unlink(missing_ok=True)
+        if self._near is not None:
+            self._near.close()
+        (self._local / near_socket.name_of(self.node_id)).unlink(missing_ok=True)
         identity = tls.Identity(self._home, f"node-{self.node_id}")
         identity.path.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ import sys
 import time
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.cluster import places, tls
+from scaleout._runtime.cluster import near_socket, places, tls
 from scaleout._runtime.cluster.admission import receive_frame
 from scaleout._runtime.cluster.node_link import NodeLink
 from scaleout._runtime.cluster.relayed import RemoteNode
@@ -93,7 +93,9 @@ def attach(address: str, identity: tls.Identity) -> tuple[RemoteNode, dict[str, 
     """A driver's link to the node at this address, and what the node says of itself and the cluster."""
     sock, info = _attach(address, identity, introduction())
     names = [info[name] for name in ("session", "reading")]
-    return RemoteNode(NodeLink(sock), info["node_id"], info["resources"], address, *names), info
+    node = RemoteNode(NodeLink(sock), info["node_id"], info["resources"], address, *names)
+    node.channel = near_socket.ask(identity.path.parent.name, node.node_id, node.session)
+    return node, info
 
 
 def resume(node: RemoteNode, identity: tls.Identity, seconds: float) -> tuple[ssl.SSLSocket, int]:

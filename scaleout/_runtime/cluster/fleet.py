@@ -12,11 +12,13 @@ import marshal
 import signal
 import threading
 import time
+from collections import deque
 from functools import partial
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.dial import NodeRefusal
 from scaleout._runtime.cluster.mirrors import Mirrors
+from scaleout._runtime.cluster.near import Near
 from scaleout._runtime.cluster.relayed import RelayedSeat, RemoteNode
 from scaleout._runtime.cluster.sources import OwnSources
 from scaleout._runtime.core.placement import choose
@@ -24,6 +26,7 @@ from scaleout._runtime.core.roster import Roster
 from scaleout._runtime.node.host import present_state
 from scaleout._runtime.node.keeper import NoPlace
 from scaleout._runtime.node.reactor import READABLE
+from scaleout._runtime.node.seat import SeatSupply
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import frame
 
@@ -33,7 +36,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from scaleout._runtime.base.settings import Settings
+    from scaleout._runtime.cluster.near import NearSeat
     from scaleout._runtime.core.resources import Shape
+    from scaleout._runtime.node.host import Host
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
 
@@ -42,7 +47,7 @@ class Fleet:
     """The nodes of a driver, with the interface of `node.keeper.ZygoteKeeper`.
 
     `dial(address)` makes a link to a node that has joined; `redial(node, seconds)` another connection for a link that
-    has lost its own, and says how much has arrived there. Both run in threads of their own. `on_data(peer, data)` takes
+    has lost its own, and says how much has arrived there; `ask(node)` is `near_socket.ask`. They run in threads of their own. `on_data(peer, data)` takes
     what a worker says.
     """
 
@@ -54,10 +59,12 @@ class Fleet:
         max_processes: int,
         dial: Callable[[str], RemoteNode],
         redial: Callable[[RemoteNode, float], tuple[Any, int]],
+        ask: Callable[[RemoteNode], tuple[Host, list[str]] | None],
     ) -> None:
         self.reactor = reactor
         self._dial = dial
         self._redial = redial
+        self._ask = ask
         self.nodes = nodes
         self._max_processes = max_processes
         self._state = b""
@@ -76,6 +83,8 @@ class Fleet:
         self.on_leaving: Callable[[RemoteNode], None] = lambda node: None
         self.steward = ""  # the address of the steward of detached actors
         self._teller: RemoteNode | None = None  # by whom we hear of nodes: of a thousand, one is enough
+        self._seats = SeatSupply(reactor)  # of near workers
+        self._near_deaths: deque[float] = deque(maxlen=limits.ZYGOTE_RESTARTS_PER_MINUTE)
         self._roster = Roster(*listed)
         for node in nodes:
             self._roster.linked(node.node_id)
@@ -96,9 +105,36 @@ class Fleet:
         self._state = marshal.dumps(state)
 
     def _listen(self, node: RemoteNode) -> None:
+        if node.channel is not None:
+            self._come_near(node, node.channel)
         if not node.link.is_broken and not self.reactor.is_watching(node.link.fileno()):
             self.reactor.watch(node.link.fileno(), partial(self._on_node, node))
         self._need_teller()
+
+    def _come_near(self, node: RemoteNode, channel: tuple[Host, list[str]] | None) -> None:
+        """It is on this machine, and has a zygote for us; or (None) has none any more."""
+        node.channel = None
+        if channel is None:
+            return
+        if self.reactor.is_stopping or node not in self.nodes or node.near is not None:
+            channel[0].close()
+        else:
+            node.near = Near(self, node, *channel, self._seats)
+
+    def near_lost(self, node: RemoteNode) -> None:
+        """The zygote that it had for us is gone, and workers with it. Until there is another, they are relayed."""
+        near, node.near = node.near, None
+        assert near is not None
+        near.end()
+        now = time.monotonic()
+        is_often = len(self._near_deaths) == self._near_deaths.maxlen and now - self._near_deaths[0] < 60
+        self._near_deaths.append(now)
+        if not is_often:
+            threading.Thread(target=self._ask_anew, args=(node,), name="scaleout-near", daemon=True).start()
+
+    def _ask_anew(self, node: RemoteNode) -> None:
+        """In a thread of its own."""
+        self.reactor.post(partial(self._come_near, node, self._ask(node)))
 
     def _need_teller(self) -> None:
         if self._teller not in self.nodes:
@@ -106,12 +142,14 @@ class Fleet:
             if self._teller is not None:
                 self._tell(self._teller, frame(frames.WATCH))
 
-    def seat(self, worker_id: int, shape: Shape) -> RelayedSeat:
+    def seat(self, worker_id: int, shape: Shape) -> RelayedSeat | NearSeat:
         """For a worker that is to be; OSError: there is no node for it."""
         room = choose((node.room for node in self.nodes), shape)
         if room is None:
             raise NoPlace("no node of the cluster has what is asked for any more")
         node = next(node for node in self.nodes if node.room is room)
+        if node.near is not None and not dict(shape).get("GPU"):  # those the node itself has to give out
+            return node.near.seat(self._state)
         if node.state != self._state:  # of a thousand nodes, those that get workers are told
             node.state = self._state
             self._tell(node, frame(frames.STATE, self._state))
@@ -121,13 +159,18 @@ class Fleet:
         seat: Any = peer.seat
         seat.node.room.take(peer.group.shape)
         self.peers[peer.worker_id] = seat.node.peers[peer.worker_id] = peer
+        if not seat.is_relayed:
+            seat.near.fork(peer)
+            return
         seat.tell(frame(frames.FORK, number=peer.worker_id))
 
     def kill(self, peer: Peer, signum: int) -> None:
         if peer.exit_status is None and not self.reactor.is_stopping:
             order = frame(frames.KILL, aux=signum, number=peer.worker_id)
             seat: Any = peer.seat
-            if peer.pid:  # what is queued for it, and may wait for large values, it need not see any more
+            if not seat.is_relayed:
+                seat.near.kill(peer, signum)
+            elif peer.pid:  # what is queued for it, and may wait for large values, it need not see any more
                 self._tell(seat.node, order)
             else:
                 seat.tell(order)
@@ -139,10 +182,13 @@ class Fleet:
     def give_up(self, peer: Peer) -> None:
         if not peer.is_stream_over:
             peer.is_stream_over = True
+            self.reactor.forget(peer.link.fileno())
             self.kill(peer, signal.SIGKILL)
 
     def adopt(self, peer: Peer, fd: int) -> None:
-        """Its node has done it."""
+        """A near worker becomes an owner; what others become, their nodes know already."""
+        seat: Any = peer.seat
+        seat.near.adopt(peer, fd)
 
     def _tell(self, node: RemoteNode, data: bytes) -> None:
         node.link.queue(data)
@@ -217,15 +263,16 @@ class Fleet:
                 peer.pid = aux
                 peer.is_started.set()
             elif kind == frames.EXITED:
-                self._left(node, peer)
+                self.left(node, peer)
                 peer.exit_status = -1 if flag else aux  # with its zygote: no fault of what ran there
                 self.on_exit(peer)
             elif kind == frames.REFUSED:
-                self._left(node, peer)
+                self.left(node, peer)
                 peer.exit_status = -1
                 self.on_refused(peer, body.decode())
 
-    def _left(self, node: RemoteNode, peer: Peer) -> None:
+    def left(self, node: RemoteNode, peer: Peer) -> None:
+        """The worker is gone, or will not be."""
         del node.peers[peer.worker_id]
         node.room.give_back(peer.group.shape)
         seat: Any = peer.seat
@@ -310,7 +357,7 @@ class Fleet:
             return
         if self.reactor.is_stopping or not self._roster.linked(node.node_id):
             node.link.bye()
-            node.link.close()
+            node.leave()
             return
         self.nodes.append(node)
         self._listen(node)
@@ -332,10 +379,13 @@ class Fleet:
         self._need_teller()
         for peer in node.peers.values():
             peer.group.core.lane_given_up(peer.lane)  # before anything is sent to the next of them
+        if node.near is not None:
+            near, node.near = node.near, None
+            near.end()
         for peer in list(node.peers.values()):
             # What it has begun since it was heard of last nobody knows: all of it, for those that must not run twice.
             peer.words.assume_all_claimed()
-            self._left(node, peer)
+            self.left(node, peer)
             peer.exit_status = -1
             self.on_exit(peer)
         self.on_place_lost(node)
@@ -355,18 +405,26 @@ class Fleet:
                 peer.exit_status = -1
             peer.has_exited.set()
         for node in self.nodes:
+            if node.near is not None:
+                node.near.close()
             node.link.bye()
             self.reactor.forget_link(node.link)
-            node.link.close()
+            node.leave()
         self.nodes.clear()
         self.mirrors.close()
+        self._seats.close()
 
     def give_up_host(self) -> None:
         self.close()
 
     def forget(self) -> None:
         """In a forked child, where the reactor thread is not: close the fds, which are the parent's; take no lock."""
+        for peer in self.peers.values():
+            peer.link.close()
         for node in self.nodes:
-            node.link.close()
+            if node.near is not None:
+                node.near.forget()
+            node.leave()
         self.nodes.clear()
         self.mirrors.forget()
+        self._seats.close()

@@ -10,8 +10,6 @@ import time
 from functools import partial
 
 from scaleout._runtime.base import limits
-from scaleout._runtime.wire import frames
-from scaleout._runtime.wire.frames import frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,11 +32,14 @@ class Output:
         self.is_unfolding = False
         self.has_ended = False
 
-    def close_theirs(self) -> None:
-        """The worker has it, or there will be none."""
+    def take_theirs(self) -> int:
         theirs, self.theirs = self.theirs, -1
-        if theirs >= 0:
-            os.close(theirs)
+        return theirs
+
+    def close(self) -> None:
+        os.close(self.fd)
+        if self.theirs >= 0:  # there will be no worker
+            os.close(self.take_theirs())
 
     def take(self, data: bytes) -> list[bytes]:
         """The lines that are whole now; too long ones in parts. At the end of the stream (b"") what is left."""
@@ -69,7 +70,8 @@ class Output:
 
 
 class Outputs:
-    """See the module's docstring. `watch`, `forget` and `call_later` are the reactor's; `say` sends to the driver."""
+    """See the module's docstring. `watch`, `forget` and `call_later` are the reactor's; `say(1 or 2, text)` hands on
+    what goes to stdout or stderr."""
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class Outputs:
         watch: Callable[[int, Callable[[int], None]], None],
         forget: Callable[[int], None],
         call_later: Callable[[float, Callable[[], None]], None],
-        say: Callable[[bytes], None],
+        say: Callable[[int, bytes], None],
     ) -> None:
         self._node_id = node_id
         self._watch = watch
@@ -89,12 +91,17 @@ class Outputs:
         self._printed_at = time.monotonic()
         self._unprinted = 0
 
-    def open(self, printer: Printer) -> list[Output]:
-        """Its stdout and stderr."""
-        outputs = self._of[printer] = [Output(1), Output(2)]
-        for output in outputs:
+    def open(self, printer: Printer) -> None:
+        """Its stdout and stderr. OSError: there are no descriptors left."""
+        outputs = self._of[printer] = []
+        for number in (1, 2):
+            output = Output(number)
+            outputs.append(output)
             self._watch(output.fd, partial(self._on_output, printer, output))
-        return list(outputs)
+
+    def take_theirs(self, printer: Printer) -> list[tuple[int, int]]:
+        """(1 or 2, the end of the pipe that it writes to), which are the caller's from now on."""
+        return [(output.number, output.take_theirs()) for output in self._of[printer]]
 
     def end(self, printer: Printer) -> None:
         """It is dead: what it has still printed. A grandchild may hold the other ends, and is not heard any more."""
@@ -107,6 +114,14 @@ class Outputs:
     def close(self, printer: Printer) -> None:
         for output in self._of.pop(printer, ()):
             self._end(printer, output)
+
+    def forget(self) -> None:
+        """In a forked child: close the fds, which are the parent's."""
+        for outputs in self._of.values():
+            for output in outputs:
+                if not output.has_ended:
+                    output.close()
+        self._of.clear()
 
     def _on_output(self, printer: Printer, output: Output, events: int) -> None:
         self._read(printer, output)
@@ -136,8 +151,7 @@ class Outputs:
             output.has_ended = True
             self._print(printer, output.number, output.unfold())
             self._forget(output.fd)
-            os.close(output.fd)
-            output.close_theirs()
+            output.close()
 
     def _print(self, printer: Printer, number: int, lines: list[bytes]) -> None:
         if not lines:
@@ -155,5 +169,4 @@ class Outputs:
         if self._unprinted:
             text = mark + f"[{self._unprinted} lines were left out: too many at once]\n".encode() + text
             self._unprinted = 0
-        for start in range(0, len(text), limits.PIECE_BYTES):
-            self._say(frame(frames.PRINTED, text[start : start + limits.PIECE_BYTES], aux=number))
+        self._say(number, text)

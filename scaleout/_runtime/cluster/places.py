@@ -45,12 +45,18 @@ def home(cluster: str) -> Path:
     return _private(top() / check_name(cluster))
 
 
-def local(cluster: str) -> Path:
-    """The directory of this machine's processes of the cluster; made if it is not there."""
+def local_path(cluster: str) -> Path:
+    """The directory of this machine's processes of the cluster."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     here = Path(runtime, "scaleout") if runtime and os.path.isdir(runtime) else Path(f"/tmp/scaleout-{os.getuid()}")
-    _private(here)
-    return _private(here / check_name(cluster))
+    return here / check_name(cluster)
+
+
+def local(cluster: str) -> Path:
+    """The same, made if it is not there."""
+    path = local_path(cluster)
+    _private(path.parent)
+    return _private(path)
 
 
 def sources(cluster: str) -> Path:

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
     from scaleout._runtime.cluster.node_link import NodeLink
     from scaleout._runtime.core.resources import Shape
+    from scaleout._runtime.node.host import Host
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
     from scaleout._runtime.store.segment import Extent
 
     Fleet = Any  # cluster.fleet's, which is put together from this and others
+    Near = Any  # cluster.near's, as well
 
 
 class RemoteNode:
@@ -57,6 +59,14 @@ class RemoteNode:
         self.mirrored: dict[Extent, Piecewise | Arrival] = {}
         self.warm = WarmRanges()  # was mirrored, and may be overwritten
         self.home: set[int] = set()  # segments of its own workers
+        self.channel: tuple[Host, list[str]] | None = None  # from `near_socket`, if it is on this machine
+        self.near: Near | None = None  # what has come of that
+
+    def leave(self) -> None:
+        """No more of it; also of what nobody has used yet."""
+        self.link.close()
+        if self.channel is not None:
+            self.channel[0].close()
 
 
 class RelayedLink:

@@ -24,6 +24,7 @@ def records(local: Path) -> list[dict[str, Any]]:
             found.append(record)
         else:
             path.unlink(missing_ok=True)
+            path.with_suffix(".sock").unlink(missing_ok=True)
     return found
 
 

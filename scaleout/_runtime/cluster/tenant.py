@@ -20,7 +20,7 @@ from collections import deque
 from functools import partial
 
 from scaleout._runtime.base import limits, memory
-from scaleout._runtime.cluster import places
+from scaleout._runtime.cluster import near_socket, places
 from scaleout._runtime.cluster.bulk import Puller
 from scaleout._runtime.cluster.node_link import NodeLink
 from scaleout._runtime.cluster.outbox import OFFSET, TRANSFERS, Piecewise, SharedFile
@@ -37,6 +37,7 @@ from scaleout.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Callable
     from typing import Any
@@ -146,13 +147,14 @@ class Tenant:
         self._is_closed = False
         self.is_watching = False  # the driver wants to hear of nodes from us, of all
         self._host: Host | None = None
+        self._near: Host | None = None  # whose channel the driver has, being on this machine
         self._state: dict[str, Any] = {}
         self._seats = SeatSupply(reactor)
         self._residents: dict[int, Resident] = {}
         self._held: dict[int, list[tuple[int, int, int, bytes]]] = {}  # orders for workers that wait for their GPUs
         self._segments: dict[int, SharedFile] = {}  # all that is mirrored here or was written here
         self._is_ticking = False
-        self._outputs = Outputs(node_id, self._watch, reactor.forget, self._call_later, self._say)
+        self._outputs = Outputs(node_id, self._watch, reactor.forget, self._call_later, self._printed)
         self._orders: dict[int, Callable[[int, int, int, bytes], None]] = {
             frames.RELAY: self._relay,
             frames.FORK: self._fork,
@@ -182,6 +184,23 @@ class Tenant:
         is_new = attempt > self._attempt
         self._attempt = max(attempt, self._attempt)
         return is_new and self._link.may_resume(arrived_bytes)
+
+    def lodge(self, sock: socket.socket) -> None:
+        """The driver, which is on this machine, gets a zygote of its own by this connection; what it had goes."""
+        if self._is_closed:
+            sock.close()
+            return
+        self._end_near()
+        self._near = host = Host.start(is_apart=True)
+        try:
+            near_socket.give(sock, host)
+        except OSError:  # it has not waited
+            self._end_near()
+
+    def _end_near(self) -> None:
+        near, self._near = self._near, None
+        if near is not None:
+            near.end()
 
     def break_off(self) -> int:
         """The connection is lost, if it was not known yet; another is awaited for a while. How much has arrived."""
@@ -249,6 +268,10 @@ class Tenant:
     def _say(self, data: Any, worker_id: int = 0) -> None:
         self._link.queue(data, worker_id=worker_id)
         self._reactor.flush_soon(self._link)
+
+    def _printed(self, output: int, text: bytes) -> None:
+        for start in range(0, len(text), limits.PIECE_BYTES):
+            self._say(frame(frames.PRINTED, text[start : start + limits.PIECE_BYTES], aux=output))
 
     def tell_nodes(self, nodes: tuple[int, list[Any]]) -> None:
         """The cluster's nodes are these now: see `cluster.daemon`."""
@@ -331,11 +354,10 @@ class Tenant:
         resident = self._residents.get(number)
         if resident is None:
             return  # the zygote died in between, and it was said that the worker is gone
-        outputs = self._outputs.open(resident)
+        self._outputs.open(resident)
         host = self._need_host()
-        host.connect_outputs(*(output.theirs for output in outputs))
-        for output in outputs:
-            output.close_theirs()
+        for output, fd in self._outputs.take_theirs(resident):
+            host.give_output(output, fd)
         host.fork(number, resident.seat.take_theirs())
         self._reactor.flush_soon(host.link)
 
@@ -626,6 +648,7 @@ class Tenant:
             self._reactor.forget_link(self._host.link)
             self._host.end()
             self._host = None
+        self._end_near()
         self._seats.close()
         self._segments.clear()
         if os.path.isdir(self._work_dir):

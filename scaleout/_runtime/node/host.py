@@ -73,6 +73,10 @@ class Host:
             if fd >= 0:
                 self.link.queue(frame(frames.OUTPUT, number=number), fd)
 
+    def give_output(self, number: int, fd: int) -> None:
+        """The next workers write to this fd, which is theirs from now on. Cannot fail."""
+        self.link.queue_and_give(frame(frames.OUTPUT, number=number), fd)
+
     def fork(self, worker_id: int, sock: socket.socket) -> None:
         """Ask for a worker; `sock` is its end of a socket pair. Cannot fail."""
         self.link.queue_and_give(frame(frames.FORK, number=worker_id), sock.detach())

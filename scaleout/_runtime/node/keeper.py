@@ -182,7 +182,7 @@ class ZygoteKeeper:
         for peer in orphans:
             peer.exit_status = -1
             if peer.pid:
-                _kill_orphan(peer.pid)
+                kill_orphan(peer.pid)
         for peer in orphans:
             if often:
                 group = peer.group
@@ -226,7 +226,8 @@ class ZygoteKeeper:
         self._seats.close()
 
 
-def _kill_orphan(pid: int) -> None:
+def kill_orphan(pid: int) -> None:
+    """A worker whose zygote is gone."""
     try:
         os.kill(pid, signal.SIGKILL)
     except OSError:

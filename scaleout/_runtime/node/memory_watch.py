@@ -44,7 +44,8 @@ class MemoryWatch:
             return
         newest = self._newest(None)
         if newest is not None:
-            newest.memory_usage = {peer.pid: memory.resident_bytes(peer.pid) for peer in self._keeper.peers.values()}
+            here = [peer.pid for peer in self._keeper.peers.values() if peer.seat.place is None]
+            newest.memory_usage = {pid: memory.resident_bytes(pid) for pid in here}
             self._killed_at = now
             self._keeper.kill_for_task(newest)
 

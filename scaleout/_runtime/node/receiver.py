@@ -81,7 +81,7 @@ class Receiver:
                     payload: Any = data[start:following]
                     if flag:
                         payload = self._unusual(peer, flag, payload, task.sink)
-                        if flag & STAYS:
+                        if flag & STAYS and peer.seat.place is not None:
                             self._lineage.stays(task, payload, peer.seat.place)
                     if task.stored is not None and not core.may_repeat(task):
                         self._objects.drop(task.stored)

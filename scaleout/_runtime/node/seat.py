@@ -14,7 +14,9 @@ from scaleout._runtime.wire.link import Link
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeVar
+
+    SeatKind = TypeVar("SeatKind", bound="Seat")
 
     from scaleout._runtime.node.reactor import Reactor
     from scaleout._runtime.store.segment import Extent
@@ -27,7 +29,7 @@ class Seat:
     """
 
     is_relayed = False
-    place = None
+    place: Any = None
 
     def __init__(
         self, supply: SeatSupply, link: Link, theirs: socket.socket, page: tuple[int, int, memoryview]
@@ -87,11 +89,12 @@ class SeatSupply:
         self.reactor = reactor
         self.pages = ControlPages()
 
-    def take(self) -> Seat:
+    def take(self, kind: type[SeatKind] = Seat) -> SeatKind:  # type: ignore[assignment]
+        """OSError: there are no descriptors left."""
         ours, theirs = socket.socketpair()
         try:
             ours.setblocking(False)
-            return Seat(self, Link(ours), theirs, self.pages.take())
+            return kind(self, Link(ours), theirs, self.pages.take())
         except BaseException:
             ours.close()
             theirs.close()
