@@ -298,9 +298,8 @@ def _idle(status: list[str], environ: dict[str, str]) -> str:
 
 def _print(found: dict[str, dict[str, list[float]]]) -> None:
     median = statistics.median
-    print(
-        "| measure | embedded | cluster of two nodes | compared with | ratio | at most | nodes of the program's machine |"
-    )
+    columns = ("measure", "embedded", "two nodes elsewhere", "compared with", "ratio", "at most", "two nodes here")
+    print(f"| {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|---|")
     for key, text, unit, against, at_most in ROWS:
         scale, name = (1e6, "µs") if unit == "us" else (1e3, "ms")

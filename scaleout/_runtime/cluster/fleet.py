@@ -47,8 +47,8 @@ class Fleet:
     """The nodes of a driver, with the interface of `node.keeper.ZygoteKeeper`.
 
     `dial(address)` makes a link to a node that has joined; `redial(node, seconds)` another connection for a link that
-    has lost its own, and says how much has arrived there; `ask(node)` is `near_socket.ask`. They run in threads of their own. `on_data(peer, data)` takes
-    what a worker says.
+    has lost its own, and says how much has arrived there; `ask(node)` is `near_socket.ask`. They run in threads of
+    their own. `on_data(peer, data)` takes what a worker says.
     """
 
     def __init__(
