@@ -215,11 +215,14 @@ def test_lines_that_repeat_are_folded_and_levels_of_logging_hold(cluster: Cluste
             print("twice", flush=True)
             mine, other = logging.getLogger("mine"), logging.getLogger("other")
             mine.debug("to be heard")
+            for _ in range(50):
+                mine.debug("again")
+            mine.debug("last")
             other.info("not to be heard")
             return mine.isEnabledFor(logging.DEBUG), other.isEnabledFor(logging.INFO)
 
         if __name__ == "__main__":
-            logging.basicConfig()
+            logging.basicConfig(format="%(levelname)s:%(name)s:%(message)s:%(process)d")
             logging.getLogger("mine").setLevel(logging.DEBUG)
             with Pool(1) as pool:
                 assert pool.map(say, [0]) == [(True, False)]
@@ -236,7 +239,16 @@ def test_lines_that_repeat_are_folded_and_levels_of_logging_hold(cluster: Cluste
         "[the line before came 2 more times]",
         *["twice"] * 2,
     ]
-    assert errors.partition(") ")[2] == "DEBUG:mine:to be heard\n"
+    records = [re.fullmatch(r"DEBUG:mine:\((\w+), pid (\d+)\) (.*):(\d+)", line) for line in errors.splitlines()]
+    assert [record and record[3] for record in records] == [
+        "to be heard",
+        *["again"] * 5,
+        "[the record before came 45 more times]",
+        "last",
+    ]
+    assert {record and (record[1], record[2]) for record in records} == {
+        (cluster.nodes()[0]["node_id"], record and record[4]) for record in records
+    }
 
 
 def test_a_worker_that_prints_without_end_is_not_held_up(cluster: Cluster) -> None:

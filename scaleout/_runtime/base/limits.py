@@ -121,6 +121,12 @@ FOLDED_LINES = 5
 FOLD_SECONDS = 1.0
 """After so long, at the latest."""
 
+RECORD_CHARACTERS = 64 * 1024
+"""Of the message of a record that a worker logs; the rest is cut off."""
+
+WAITING_RECORDS = 10_000
+"""Of workers, for the handlers of their owner; what comes while there are so many is dropped, and counted."""
+
 OUTPUT_BYTES_PER_SECOND = 1 << 20
 """Of all that a driver's workers on one node print; the rest is dropped, and counted. Nobody reads faster."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import marshal
 
-from scaleout._runtime.cluster.outputs import Outputs
+from scaleout._runtime.cluster.outputs import Outputs, origin_of
 from scaleout._runtime.node.keeper import kill_orphan
 from scaleout._runtime.node.seat import Seat
 from scaleout._runtime.wire import frames
@@ -38,6 +38,9 @@ class NearSeat(Seat):
     def node(self) -> RemoteNode:
         """Whose worker it is."""
         return self.near.node
+
+    def origin(self, peer: Any) -> str:
+        return origin_of(self.node.node_id, peer.pid)
 
     def discard(self) -> None:
         self.near.outputs.close(self)

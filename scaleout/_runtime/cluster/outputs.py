@@ -69,6 +69,11 @@ class Output:
         return [b"[the line before came %d more times]" % more] if more > 0 else []
 
 
+def origin_of(node_id: str, pid: int) -> str:
+    """What goes before each line of a worker's."""
+    return f"({node_id}, pid {pid}) "
+
+
 class Outputs:
     """See the module's docstring. `watch`, `forget` and `call_later` are the reactor's; `say(1 or 2, text)` hands on
     what goes to stdout or stderr."""
@@ -156,7 +161,7 @@ class Outputs:
     def _print(self, printer: Printer, number: int, lines: list[bytes]) -> None:
         if not lines:
             return
-        mark = f"({self._node_id}, pid {printer.pid}) ".encode()
+        mark = origin_of(self._node_id, printer.pid).encode()
         text = b"".join(mark + line + b"\n" for line in lines)
         now = time.monotonic()
         rate = limits.OUTPUT_BYTES_PER_SECOND

@@ -17,6 +17,7 @@ import time
 
 from scaleout._runtime.base import limits
 from scaleout._runtime.cluster.outbox import OFFSET, Arrival, Awaited, Piecewise
+from scaleout._runtime.cluster.outputs import origin_of
 from scaleout._runtime.core.placement import Room
 from scaleout._runtime.core.warm import WarmRanges
 from scaleout._runtime.store import segment
@@ -200,6 +201,9 @@ class RelayedSeat:
             self.tell(pieces)
         elif not pieces.is_done:
             self.tell(Awaited(pieces))
+
+    def origin(self, peer: Peer) -> str:
+        return origin_of(self.node.node_id, peer.pid)
 
     def take_segment(self, segment_id: int, size_bytes: int) -> int:
         self.node.home.add(segment_id)

@@ -35,6 +35,7 @@ from scaleout._runtime.node.memory_watch import MemoryWatch
 from scaleout._runtime.node.objects import ObjectTable
 from scaleout._runtime.node.reactor import Reactor
 from scaleout._runtime.node.receiver import Receiver
+from scaleout._runtime.node.records import Records
 from scaleout._runtime.node.supervisor import Supervisor
 from scaleout._runtime.process import identity
 from scaleout._runtime.wire import control_page, frames
@@ -71,6 +72,7 @@ class Owner:
         self.on_idle: Callable[[], bool] = lambda: False
         self.reactor = Reactor("scaleout-reactor", self._serve, self._settle, self._at_end)
         self.errands = CallbackThread()
+        self.records = Records()
         self._ending: list[CallbackThread] = []  # of groups that have ended
         self.keeper = keeper_of(self.reactor)
         self.objects = ObjectTable(settings, self.reactor, self.keeper.peers)
@@ -82,7 +84,14 @@ class Owner:
         self.clerk.group_of = lambda options: self.need_slots().group_of(options["shape"])
         self.slots: Slots | None = None  # once there are tasks
         receiver = Receiver(
-            self.reactor, self.keeper, self.objects, self.callables, self.errands, self.clerk, self.lineage
+            self.reactor,
+            self.keeper,
+            self.objects,
+            self.callables,
+            self.errands,
+            self.clerk,
+            self.lineage,
+            self.records,
         )
         self._supervisor = Supervisor(
             self.reactor,
@@ -412,6 +421,7 @@ class Owner:
             self.reactor.stop()
             self.keeper.let_go()
             self.errands.put(None)
+            self.records.end()
 
     def _at_end(self) -> None:
         """The reactor's last act: close what is open. If it failed, nobody may be left waiting."""
@@ -421,6 +431,7 @@ class Owner:
         self.groups.clear()
         if self.reactor.failure is not None:
             self.errands.put(None)
+            self.records.end()
         self.keeper.close()
         self.objects.close()
 
@@ -435,7 +446,7 @@ class Owner:
         thread = self.reactor.thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        for side_thread in (self.errands, *self._ending):
+        for side_thread in (self.errands, self.records.thread, *self._ending):
             side_thread.join()
 
     def join_if_over(self) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scaleout._runtime.node.objects import ObjectTable
     from scaleout._runtime.node.peer import Peer
     from scaleout._runtime.node.reactor import Reactor
+    from scaleout._runtime.node.records import Records
 
 unpack_header = HEADER.unpack_from
 RESULT = frames.RESULT
@@ -47,8 +48,10 @@ class Receiver:
         errands: CallbackThread,
         clerk: Clerk,
         lineage: Lineage,
+        records: Records,
     ) -> None:
         self._reactor = reactor
+        self._records = records
         self._keeper = keeper
         self._objects = objects
         self._callables = callables
@@ -115,6 +118,9 @@ class Receiver:
             entry.deliver(0, flag & STATUS_MASK, payload)
         elif kind == frames.INITIALIZER_FAILED:
             peer.group.failure = self._unusual(peer, flag or frames.TASK_RAISED, body, None)
+        elif kind == frames.LOGGED:
+            peer.lane.talks = True  # so it must be listened to
+            self._records.take(body, peer.seat.origin(peer))
         elif kind == frames.CHANNEL:
             self._keeper.adopt(peer, peer.link.fds.popleft())
         elif not self._clerk.on_frame(peer, kind, flag, aux, number, body):

@@ -40,6 +40,10 @@ class Seat:
         self._page = page
         self.words: Any = page[2]
 
+    def origin(self, peer: Any) -> str:
+        """What goes before what the worker says, if it says it elsewhere."""
+        return ""
+
     def take_theirs(self) -> socket.socket:
         """The worker's end of the link, once."""
         theirs, self._theirs = self._theirs, None

@@ -86,8 +86,6 @@ def assume(info: dict[str, Any]) -> None:
         import logging
 
         logging.getLogger().setLevel(info["root_log_level"])
-        if info.get("root_logs_to_stderr"):
-            logging.basicConfig(stream=sys.stderr)
     if info.get("logger_levels"):
         import logging
 
@@ -95,6 +93,17 @@ def assume(info: dict[str, Any]) -> None:
             logging.getLogger(name).setLevel(level)
     if info.get("hides_stdin", True):
         sys.stdin = open(os.devnull)
+
+
+def records_are_handled() -> bool:
+    """Whether this process has set up handlers for what is logged."""
+    module = sys.modules.get("logging")  # it may be half imported, by another thread
+    root = getattr(module, "root", None)
+    if root is None:
+        return False
+    null = getattr(module, "NullHandler", ())
+    loggers = [root, *root.manager.loggerDict.copy().values()]
+    return any(not isinstance(handler, null) for logger in loggers for handler in getattr(logger, "handlers", ()))
 
 
 def resource_tracker_fd() -> int:
@@ -128,9 +137,9 @@ def owner_info() -> dict[str, Any]:
         info["log_to_stderr"] = bool(sys.modules["multiprocessing.util"]._log_to_stderr)
     root = getattr(sys.modules.get("logging"), "root", None)
     if root is not None:
-        writes = any(getattr(handler, "stream", None) in (sys.stderr, sys.__stderr__) for handler in root.handlers)
-        info["root_logs_to_stderr"] = writes
-        if writes or root.level != LOGGING_DEFAULT_LEVEL:
+        if records_are_handled():
+            info["records"] = True
+        if "records" in info or root.level != LOGGING_DEFAULT_LEVEL:
             info["root_log_level"] = int(root.level)
         loggers = list(root.manager.loggerDict.items())
         # Those of other classes are made by who has these, in the worker, too. Levels may be members of an enum.

@@ -246,6 +246,15 @@ class Worker:
             os.chdir(working_dir)
             sys.path.insert(0, working_dir)
         identity.assume(info)
+        if info.get("records"):
+            import logging
+
+            from scaleout._runtime.process.records import OwnersHandlers
+
+            is_far = info["modules"] is not None
+            logging.getLogger().addHandler(
+                OwnersHandlers(self, limits.OUTPUT_BYTES_PER_SECOND if is_far else float("inf"))
+            )
         self.context.session_info = info
         context.current = self.context
         from scaleout._runtime.pickling import reducers

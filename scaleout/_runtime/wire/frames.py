@@ -60,6 +60,7 @@ CHECKPOINT = 36  # flag and body as of RESULT: what an actor has saved, as of al
 REQUEST = 35  # number: object id for the answer; body: a question to the owner, see node.clerk
 CALLED = 38  # number: object id of a call that was made over a line and is the owner's now; body: see node.lines
 ANSWERED = 39  # number: object id of a call that was made over a line; flag and body as of RESULT: its answer
+LOGGED = 61  # body: (what is in a log record, how many were dropped before it)
 NOTED = 49  # body: what the history is to say of calls over lines
 # both ways
 SEGMENT = 30  # + fd; number: segment id; body: (size, is_on_disk)
