@@ -23,7 +23,7 @@ import sys
 import threading
 
 from scaleout._runtime.base import context, references, this_process
-from scaleout._runtime.base.latch import Latch
+from scaleout._runtime.base.latch import Latch, acquire_within
 from scaleout._runtime.base.limits import ACTOR_WINDOW_TASKS, EAGER_ITEMS, ENDLESS_RETRIES, FEED_TASKS, STREAM_AHEAD
 from scaleout._runtime.base.settings import Settings
 from scaleout._runtime.client.exceptions import Exceptions
@@ -88,6 +88,7 @@ __all__ = [
     "Latch",
     "Profile",
     "WorkerProcess",
+    "acquire_within",
     "at_close_idle",
     "close_all",
     "close_idle",

@@ -34,7 +34,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from functools import partial
 
 from scaleout._runtime import session
-from scaleout._runtime.session import OK, Failure, outcome
+from scaleout._runtime.session import OK, Failure, acquire_within, outcome
 from scaleout.futures.elsewhere import HOLDS_SECONDS
 from scaleout.futures.failures import exception_of
 
@@ -295,7 +295,7 @@ class ScaleoutFuture(_base.Future[Any] if TYPE_CHECKING else _base.Future):  # t
                 if crew is not None and crew.group is not None:
                     crew.group.check_process()
                 left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-                if not lock.acquire(True, min(left, threading.TIMEOUT_MAX)) and self._state in (PENDING, RUNNING):
+                if not acquire_within(lock, left) and self._state in (PENDING, RUNNING):
                     raise _base.TimeoutError
             except KeyboardInterrupt:
                 if crew is not None and crew.group is not None:

@@ -10,7 +10,7 @@ from concurrent.futures import _base
 from functools import partial
 from itertools import islice
 
-from scaleout._runtime.session import CALL_ARGS, STARMAP_ITEMS, Profile, outcome
+from scaleout._runtime.session import CALL_ARGS, STARMAP_ITEMS, Profile, acquire_within, outcome
 from scaleout.futures.failures import exception_of
 from scaleout.futures.in_workers import run_chunk
 
@@ -79,7 +79,7 @@ class MapResults:
         try:
             if index not in outcomes:
                 left = -1.0 if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-                if not lock.acquire(True, left) and index not in outcomes:
+                if not acquire_within(lock, left) and index not in outcomes:
                     raise _base.TimeoutError
         except KeyboardInterrupt:
             group.drop(self)

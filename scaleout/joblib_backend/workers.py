@@ -12,7 +12,7 @@ import weakref
 from _thread import allocate_lock
 from collections import deque
 
-from scaleout._runtime.session import CALL_ITEM, GROUP_BROKEN, SESSION_CLOSED, Profile, this_process
+from scaleout._runtime.session import CALL_ITEM, GROUP_BROKEN, SESSION_CLOSED, Profile, acquire_within, this_process
 from scaleout.errors import ForeignSessionError
 from scaleout.joblib_backend.batches import SubmittedBatch, run_batch
 from scaleout.joblib_backend.warm import groups
@@ -124,7 +124,7 @@ class Workers:
         lock.acquire()
         self._waiting = (lock, for_all)
         if not self._has_come(for_all):
-            lock.acquire(True, timeout_s)
+            acquire_within(lock, timeout_s)
         self._waiting = None
 
     def _has_come(self, for_all: bool) -> bool:

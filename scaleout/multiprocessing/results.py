@@ -15,7 +15,7 @@ import types
 from _thread import allocate_lock
 from collections import deque
 
-from scaleout._runtime.session import DROPPED, OK, Failure, outcome
+from scaleout._runtime.session import DROPPED, OK, Failure, acquire_within, outcome
 from scaleout.errors import ForeignSessionError
 from scaleout.multiprocessing.failures import exception_of
 
@@ -118,7 +118,7 @@ class ApplyResult:
         try:
             waiters.append(lock)
             if not self._is_ready:
-                lock.acquire(True, -1 if timeout is None else timeout)
+                acquire_within(lock, -1 if timeout is None else timeout)
         except KeyboardInterrupt:
             self._group.drop(self)
             raise
@@ -270,7 +270,7 @@ class IMapIterator:
             try:
                 self._waiters.append(lock)
                 if not items and self._index != self._length:
-                    if not lock.acquire(True, -1 if timeout is None else max(0.0, timeout)) and not items:
+                    if not acquire_within(lock, -1 if timeout is None else max(0.0, timeout)) and not items:
                         from multiprocessing import TimeoutError
 
                         raise TimeoutError

@@ -13,6 +13,10 @@ import psutil
 import pytest
 from clusters import Cluster, counted, descendants, finish, go_on, kill, read_line, wait_until
 
+from scaleout._runtime.cluster import near_socket
+from scaleout._runtime.wire import frames
+from scaleout._runtime.wire.frames import HEADER, frame
+
 WORKERS = """
 import os, sys, time
 import numpy
@@ -255,6 +259,61 @@ def test_a_near_node_is_drained(near: Cluster) -> None:
     assert finish(program) == "[4, 3, 2, 1]\n"
 
 
+def test_a_near_node_is_drained_while_its_workers_are_called_directly(near: Cluster) -> None:
+    program = near.start(
+        WORKERS
+        + textwrap.dedent("""
+        with Pool(4) as pool:
+            for number in range(500):
+                assert pool.apply(abs, (-number,)) == number
+            node = next(node for node in keeper().nodes if node.near is not None)
+            print(node.node_id, flush=True)
+            number = 0
+            while kinds() != (0, 4):
+                assert pool.apply(abs, (-number,)) == number
+                number += 1
+        """)
+    )
+    near.must("drain", read_line(program))
+    assert finish(program) == ""
+
+
+def test_few_descriptors(near: Cluster) -> None:
+    """Workers that there are none for are relayed."""
+    said = run(
+        near,
+        """
+        import resource
+
+        if __name__ == "__main__":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (70, 70))
+            with Pool(60) as pool:
+                assert pool.map(abs, range(-200, 0), chunksize=1) == [*range(200, 0, -1)]
+                wait_for(lambda: sum(kinds()) == 60)
+                print(kinds()[0] < 30, kinds()[0] > 5)
+                assert pool.map(abs, range(-200, 0), chunksize=1) == [*range(200, 0, -1)]
+        """,
+    )
+    assert said == "True True\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_another_users_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program must not even look into is no error: it goes by TLS."""
+    (tmp_path / "scaleout").mkdir(mode=0o700)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and len(folder.parts) > 2:
+            folder.chmod(0o755)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError):
+            os.listdir(tmp_path / "scaleout")
+        assert near_socket.ask("default", "0" * 12, "0" * 32) is None
+    finally:
+        os.seteuid(0)
+
+
 def test_values_of_both_kinds_of_nodes(near: Cluster) -> None:
     """What is made near is here; what is made elsewhere stays there, and is made again if it is lost, and nothing else
     is."""
@@ -366,9 +425,6 @@ def test_whoever_comes_by_the_socket(near: Cluster) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     pid = near.pid_of(near.address)
     before = psutil.Process(pid).num_fds()
-    from scaleout._runtime.wire import frames
-    from scaleout._runtime.wire.frames import HEADER, frame
-
     for said in (
         b"",
         b"GET / HTTP/1.1\r\n\r\n",

@@ -121,6 +121,9 @@ FOLDED_LINES = 5
 FOLD_SECONDS = 1.0
 """After so long, at the latest."""
 
+SIGNAL_SECONDS = 0.5
+"""So long at most the main thread waits without having looked for a signal that came just before."""
+
 RECORD_CHARACTERS = 64 * 1024
 """Of the message of a record that a worker logs; the rest is cut off."""
 

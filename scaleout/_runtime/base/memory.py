@@ -33,6 +33,15 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def children(pid: int) -> list[int]:
+    """The pids of a process's children, as long as it has one thread."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+    except (OSError, ValueError):
+        return []
+
+
 def _fields(path: str) -> dict[str, int]:
     found = {}
     try:

@@ -293,10 +293,11 @@ class Daemon:
         try:
             sock.sendall(frame(frames.ATTACH, marshal.dumps(info)))
             sock.setblocking(False)
+            link = NodeLink(sock)
         except BaseException:
             del self._opening[session]
             raise
-        self._reactor.post(partial(self._open, NodeLink(sock), session, reading))
+        self._reactor.post(partial(self._open, link, session, reading))
 
     def _resume(self, sock: ssl.SSLSocket, session: str, attempt: int, arrived_bytes: int) -> None:
         """A driver has lost its connection."""

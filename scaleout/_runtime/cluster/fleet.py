@@ -59,7 +59,7 @@ class Fleet:
         max_processes: int,
         dial: Callable[[str], RemoteNode],
         redial: Callable[[RemoteNode, float], tuple[Any, int]],
-        ask: Callable[[RemoteNode], tuple[Host, list[str]] | None],
+        ask: Callable[[RemoteNode], tuple[Host, dict[str, Any]] | None],
     ) -> None:
         self.reactor = reactor
         self._dial = dial
@@ -111,7 +111,7 @@ class Fleet:
             self.reactor.watch(node.link.fileno(), partial(self._on_node, node))
         self._need_teller()
 
-    def _come_near(self, node: RemoteNode, channel: tuple[Host, list[str]] | None) -> None:
+    def _come_near(self, node: RemoteNode, channel: tuple[Host, dict[str, Any]] | None) -> None:
         """It is on this machine, and has a zygote for us; or (None) has none any more."""
         node.channel = None
         if channel is None:
@@ -130,7 +130,10 @@ class Fleet:
         is_often = len(self._near_deaths) == self._near_deaths.maxlen and now - self._near_deaths[0] < 60
         self._near_deaths.append(now)
         if not is_often:
-            threading.Thread(target=self._ask_anew, args=(node,), name="scaleout-near", daemon=True).start()
+            try:
+                threading.Thread(target=self._ask_anew, args=(node,), name="scaleout-near", daemon=True).start()
+            except RuntimeError:  # no more threads
+                pass
 
     def _ask_anew(self, node: RemoteNode) -> None:
         """In a thread of its own."""
@@ -149,7 +152,10 @@ class Fleet:
             raise NoPlace("no node of the cluster has what is asked for any more")
         node = next(node for node in self.nodes if node.room is room)
         if node.near is not None and not dict(shape).get("GPU"):  # those the node itself has to give out
-            return node.near.seat(self._state)
+            try:
+                return node.near.seat(self._state)
+            except OSError:  # no descriptors are left: a relayed one takes none
+                pass
         if node.state != self._state:  # of a thousand nodes, those that get workers are told
             node.state = self._state
             self._tell(node, frame(frames.STATE, self._state))

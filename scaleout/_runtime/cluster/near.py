@@ -39,6 +39,9 @@ class NearSeat(Seat):
         """Whose worker it is."""
         return self.near.node
 
+    def greet(self, info: dict[str, Any]) -> None:
+        super().greet({**info, "spill_dir": self.near.spill_dir})
+
     def origin(self, peer: Any) -> str:
         return origin_of(self.node.node_id, peer.pid)
 
@@ -53,12 +56,12 @@ class NearSeat(Seat):
 class Near:
     """See the module's docstring."""
 
-    def __init__(self, fleet: Fleet, node: RemoteNode, host: Host, path: list[str], seats: SeatSupply) -> None:
+    def __init__(self, fleet: Fleet, node: RemoteNode, host: Host, info: dict[str, Any], seats: SeatSupply) -> None:
         self._fleet = fleet
         self._reactor: Reactor = fleet.reactor
         self.node = node
         self._host = host
-        self._path = path
+        self._info = info
         self._seats = seats
         self._state = b""
         self._peers: dict[int, Any] = {}  # peers whose seats are near
@@ -72,8 +75,9 @@ class Near:
         if state != self._state:
             self._state = state
             wanted = marshal.loads(state)
-            more = [entry for entry in self._path if entry not in wanted["path"]]
-            self._host.describe({**wanted, "path": [*wanted["path"], *more]})
+            more = [entry for entry in self._info["path"] if entry not in wanted["path"]]
+            looks = {**wanted, "path": [*wanted["path"], *more], "max_processes": self._info["max_processes"]}
+            self._host.describe(looks)
             self._reactor.flush_soon(self._host.link)
         seat = self._seats.take(NearSeat)
         seat.near = self
@@ -84,13 +88,19 @@ class Near:
             raise
         return seat
 
+    @property
+    def spill_dir(self) -> Any:
+        return self._info["spill_dir"]
+
     def fork(self, peer: Any) -> None:
         """Ask for the worker. Cannot fail."""
         self._peers[peer.worker_id] = peer
         for number, fd in self.outputs.take_theirs(peer.seat):
             self._host.give_output(number, fd)
         self._host.fork(peer.worker_id, peer.seat.take_theirs())
-        self._reactor.flush_soon(self._host.link)
+        if not self._host.link.flush():  # at once: many workers that start have many descriptors on their way
+            self._reactor.flush_soon(self._host.link)
+        peer.link.flush()
 
     def kill(self, peer: Peer, signum: int) -> None:
         self._host.kill(peer.worker_id, signum)

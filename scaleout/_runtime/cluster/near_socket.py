@@ -6,6 +6,7 @@ says whose process is at the other end. What runs there, the node decides: the z
 
 from __future__ import annotations
 
+import array
 import contextlib
 import marshal
 import os
@@ -21,13 +22,16 @@ from scaleout._runtime.cluster.admission import receive_frame
 from scaleout._runtime.node.host import Host
 from scaleout._runtime.wire import frames
 from scaleout._runtime.wire.frames import HEADER_BYTES, frame
-from scaleout._runtime.wire.link import Link
+from scaleout._runtime.wire.link import FD_SPACE, NO_FLAGS, Link
 from scaleout.errors import ClusterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import Any
+
+    from scaleout._runtime.base.settings import Settings
 
 CREDENTIALS = struct.Struct("3i")
 """Of SO_PEERCRED: pid, uid, gid."""
@@ -82,23 +86,29 @@ def _admit(sock: socket.socket, lodge: Callable[[socket.socket, str], object]) -
     sock.close()
 
 
-def give(sock: socket.socket, host: Host) -> None:
-    """The channel to this zygote goes to the program, and with it the path by which the node finds modules. OSError: it
-    is not there any more."""
+def give(sock: socket.socket, host: Host, settings: Settings) -> None:
+    """The channel to this zygote goes to the program, and with it what the node has to say of workers. OSError: it is
+    not there any more."""
     with sock:
-        path = [entry for entry in sys.path if isinstance(entry, str)]
-        socket.send_fds(sock, [frame(frames.ATTACH, marshal.dumps(path))], [host.link.fileno()])
+        info = {
+            "path": [entry for entry in sys.path if isinstance(entry, str)],
+            "max_processes": settings.max_processes,
+            "spill_dir": settings.spill_dir,
+        }
+        socket.send_fds(sock, [frame(frames.ATTACH, marshal.dumps(info))], [host.link.fileno()])
     host.link.close()  # the program's end is the only one from now on: with it goes the zygote
 
 
-def ask(cluster: str, node_id: str, session: str) -> tuple[Host, list[str]] | None:
-    """(a channel to a zygote of that node, where the node finds modules) for the driver that the node knows by this
-    session; None if the node is on another machine, or another user's, or cannot. Blocks."""
+def ask(cluster: str, node_id: str, session: str) -> tuple[Host, dict[str, Any]] | None:
+    """(a channel to a zygote of that node, what the node has to say of workers) for the driver that the node knows by
+    this session; None if the node is on another machine, or another user's, or cannot. Blocks."""
     folder = places.local_path(cluster)
-    if not hasattr(socket, "SO_PEERCRED") or not (folder / name_of(node_id)).exists():
+    if not hasattr(socket, "SO_PEERCRED"):  # pragma: no cover - macOS
         return None
-    fds: list[int] = []
+    fds = array.array("i")
     try:
+        if not (folder / name_of(node_id)).exists():
+            return None
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(limits.DIAL_SECONDS)
             with _short(folder) as short:
@@ -106,8 +116,10 @@ def ask(cluster: str, node_id: str, session: str) -> tuple[Host, list[str]] | No
             if not _is_ours(sock):
                 return None
             sock.sendall(frame(frames.ATTACH, session.encode()))
-            data, fds, _, _ = socket.recv_fds(sock, limits.FRAME_BYTES, 1)
-        path: list[str] = marshal.loads(data[HEADER_BYTES:])
+            data, ancillary, _, _ = sock.recvmsg(limits.FRAME_BYTES, FD_SPACE, NO_FLAGS)
+            for _, _, raw in ancillary:
+                fds.frombytes(raw)
+        info: dict[str, Any] = marshal.loads(data[HEADER_BYTES:])
         channel = socket.socket(fileno=fds.pop())
     except (OSError, EOFError, ValueError, TypeError, IndexError):
         return None
@@ -115,7 +127,7 @@ def ask(cluster: str, node_id: str, session: str) -> tuple[Host, list[str]] | No
         for fd in fds:
             os.close(fd)
     channel.setblocking(False)
-    return Host(Link(channel)), path
+    return Host(Link(channel)), info
 
 
 def _is_ours(sock: socket.socket) -> bool:

@@ -60,7 +60,7 @@ class RemoteNode:
         self.mirrored: dict[Extent, Piecewise | Arrival] = {}
         self.warm = WarmRanges()  # was mirrored, and may be overwritten
         self.home: set[int] = set()  # segments of its own workers
-        self.channel: tuple[Host, list[str]] | None = None  # from `near_socket`, if it is on this machine
+        self.channel: tuple[Host, dict[str, Any]] | None = None  # from `near_socket`, if it is on this machine
         self.near: Near | None = None  # what has come of that
 
     def leave(self) -> None:

@@ -191,10 +191,11 @@ class Tenant:
             sock.close()
             return
         self._end_near()
-        self._near = host = Host.start(is_apart=True)
         try:
-            near_socket.give(sock, host)
-        except OSError:  # it has not waited
+            self._near = Host.start(is_apart=True)
+            near_socket.give(sock, self._near, self._settings)
+        except OSError:  # it has not waited; or there are no descriptors left, or no processes: then it goes without
+            sock.close()
             self._end_near()
 
     def _end_near(self) -> None:
@@ -279,7 +280,10 @@ class Tenant:
 
     def memory_usage(self) -> dict[int, int]:
         """What its workers occupy, in bytes, by pid."""
-        return {resident.pid: memory.resident_bytes(resident.pid) for resident in self._residents.values()}
+        pids = [resident.pid for resident in self._residents.values()]
+        if self._near is not None:
+            pids += memory.children(self._near.pid)
+        return {pid: memory.resident_bytes(pid) for pid in pids}
 
     def tell_short(self, usage: dict[int, int]) -> None:
         """This machine has little memory left: the driver is to end something."""

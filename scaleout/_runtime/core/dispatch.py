@@ -72,6 +72,7 @@ class Lane:
         "is_isolated",
         "is_listed",
         "is_reopening",
+        "is_unwanted",
         "is_wanted",
         "left",
         "next_sequence",
@@ -101,6 +102,7 @@ class Lane:
         self.is_listed = False
         self.is_reopening = False
         self.is_wanted = False  # lent, and asked for
+        self.is_unwanted = False  # to leave when it is back
         self.revoked_from = 0  # 0: no revocation under way
         self.talks = False  # says more than results, and so must be listened to: it is not lent
         self.unreturned: set[int] = set()
@@ -507,9 +509,11 @@ class Group:
         if lane.state in (OPEN, STARTING):
             self._retire(lane)
             self.refill()
-        elif lane.state == LENT and not lane.is_wanted:
-            lane.is_wanted = True
-            self.effects.append(("reclaim", lane))
+        elif lane.state == LENT:
+            lane.is_unwanted = True
+            if not lane.is_wanted:
+                lane.is_wanted = True
+                self.effects.append(("reclaim", lane))
 
     def slots_lost(self) -> None:
         """`size` has become smaller: whoever idles with devices leaves, so that others get them."""
@@ -539,6 +543,10 @@ class Group:
         """Nobody talks to it directly any more."""
         if lane.state == LENT:
             lane.state = OPEN
+            if lane.is_unwanted:
+                self._retire(lane)
+                self.refill()
+                return
             if self._usable() > self.size and not self.is_elastic:  # resized in the meantime
                 self._retire(lane)
                 return

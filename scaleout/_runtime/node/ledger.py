@@ -18,6 +18,7 @@ import threading
 import time
 from _thread import allocate_lock
 
+from scaleout._runtime.base.latch import acquire_within
 from scaleout._runtime.wire import frames
 
 TYPE_CHECKING = False
@@ -126,7 +127,7 @@ class Entry:
                     break
                 check()
                 left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-                if not lock.acquire(True, min(left, threading.TIMEOUT_MAX)):
+                if not acquire_within(lock, left):
                     return self.status != PENDING
             finally:
                 try:

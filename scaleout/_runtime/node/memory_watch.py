@@ -44,26 +44,27 @@ class MemoryWatch:
             return
         newest = self._newest(None)
         if newest is not None:
-            here = [peer.pid for peer in self._keeper.peers.values() if peer.seat.place is None]
+            here = [peer.pid for peer in self._keeper.peers.values() if peer.seat.node is None]
             newest.memory_usage = {pid: memory.resident_bytes(pid) for pid in here}
             self._killed_at = now
             self._keeper.kill_for_task(newest)
 
-    def node_is_short(self, place: Any, usage: dict[int, int]) -> None:
+    def node_is_short(self, node: Any, usage: dict[int, int]) -> None:
         """A node has little memory left; so much of it these workers have there, by pid."""
-        newest = self._newest(place)
+        newest = self._newest(node)
         if newest is not None:
             newest.memory_usage = usage
             self._keeper.kill_for_task(newest)
 
-    def _newest(self, place: Any) -> Peer | None:
-        """The worker on that machine that has begun its task last, and whose task may be run again."""
+    def _newest(self, node: Any) -> Peer | None:
+        """The worker of that node (None: of this process alone) that has begun its task last, and whose task may be run
+        again."""
         running = [
             (peer.words[control_page.SINCE_NS], peer)
             for group in self._groups
             if group.core.max_retries > 0
             for peer in group.peers
-            if peer.seat.place is place
+            if peer.seat.node is node
             if any(task.sequence == peer.words[control_page.RUNNING] for task in peer.lane.inflight)
         ]
         return max(running, key=lambda entry: entry[0])[1] if running else None

@@ -30,6 +30,7 @@ class Seat:
 
     is_relayed = False
     place: Any = None
+    node: Any = None  # whose worker it is, on a cluster
 
     def __init__(
         self, supply: SeatSupply, link: Link, theirs: socket.socket, page: tuple[int, int, memoryview]
