@@ -147,6 +147,9 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 
     ValueError if there is none.
     """
+    for what, given in (("name", name), ("namespace", namespace)):
+        if not isinstance(given, str) and not (what == "namespace" and given is None):
+            raise TypeError(f"the {what} of an actor is a string, not {given!r}")
     if namespace is None:
         namespace = session.default_client().namespace
     found = _find(namespace, name, True)

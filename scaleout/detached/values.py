@@ -32,12 +32,12 @@ def _pickler() -> Any:
             kind = type(obj)
             if kind is ObjectRef:
                 raise TypeError(
-                    f"{obj!r}, inside a value for a detached actor, is of this program alone: "
-                    "pass it as an argument by itself, or the value that it stands for"
+                    f"{obj!r}, inside a value that goes from one program to another, is of its own program alone: "
+                    "give the value that it stands for, or pass the reference as an argument by itself"
                 )
             if kind is ActorHandle:
                 raise TypeError(
-                    f"{obj!r} is of this program alone: a detached actor can be given handles of detached ones"
+                    f"{obj!r} is of its own program alone: only handles of detached actors go from one to another"
                 )
             return super().reducer_override(obj)
 

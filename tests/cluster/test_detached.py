@@ -149,9 +149,23 @@ def test_calls_are_as_those_of_any_actor(pair: Cluster) -> None:
             try:
                 scaleout.get(counter.echo.remote([value]))
             except TypeError as error:
-                assert "is of this program alone" in str(error), error
+                assert "is of its own program alone" in str(error), error
             else:
                 raise AssertionError(value)
+
+        @scaleout.remote
+        class Giver:
+            def give(self):
+                return scaleout.put(1)
+
+        giver = Giver.options(name="giver", lifetime="detached").remote()
+        try:
+            scaleout.get(giver.give.remote())
+        except TypeError as error:
+            assert "is of its own program alone" in str(error), error
+        else:
+            raise AssertionError("a reference of another program")
+        scaleout.kill(giver)
         try:
             Counter.options(name="counter", lifetime="detached").remote()
         except ValueError as error:

@@ -437,6 +437,8 @@ def test_the_namespace_of_the_session() -> None:
     assert scaleout.get_actor("one", namespace="mine") == log
     with pytest.raises(ValueError, match="'one'"):
         scaleout.get_actor("one", namespace="")
+    with pytest.raises(TypeError, match="the name of an actor is a string, not 5"):
+        scaleout.get_actor(5)  # type: ignore[arg-type]
     assert scaleout.get(scaleout.remote(lambda: scaleout.get_actor("one")).remote()) == log
 
 
