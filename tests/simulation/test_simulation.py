@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from growth import growth
 from world import World
 
 
@@ -15,6 +16,16 @@ def test_small_clusters(first: int) -> None:
 @pytest.mark.slow
 def test_a_thousand_nodes() -> None:
     World(7, nodes=1000, tasks=600).run()
+
+
+def test_what_a_cluster_costs_does_not_grow_faster_than_its_nodes() -> None:
+    few, many = growth(10), growth(500)
+    for found in few, many:
+        assert found["head_messages_per_task"] == 0
+        assert found["head_messages_per_node_and_second"] <= 1.01
+        assert found["delay_p99_ms"] < 10
+    for name in ("head_bytes_per_node", "driver_bytes_per_node"):
+        assert many[name] < 1.2 * few[name], name
 
 
 def test_the_same_seed_is_the_same_run() -> None:

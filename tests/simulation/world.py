@@ -175,6 +175,8 @@ class SimulatedTask:
     def __init__(self, duration_s: float, may_repeat: bool) -> None:
         self.duration_s = duration_s
         self.may_repeat = may_repeat
+        self.submitted_at = 0.0
+        self.delay_s = 0.0  # until it began first
         self.begun = 0
         self.outcomes: list[str] = []
 
@@ -199,6 +201,7 @@ class Node:
             return
         head = self._world.head
         if head is not None and not self.is_partitioned:
+            self._world.head_messages += 1
             if not (self.epoch and head.renewed(self._world.clock.now, self.node_id, self.epoch)):
                 before, self.epoch = self.epoch, self._world.register(self)
                 if before and before != self.epoch:
@@ -299,11 +302,16 @@ class Driver:
         self._questions = 0
         self._is_ticking = False
         self._has_begun = False
+        self._dialling = 0
 
-    def submit(self, count: int) -> None:
+    def submit(self, count: int, duration_s: float | None = None) -> None:
         chance = self._world.chance
         for _ in range(count):
-            task = SimulatedTask(chance.expovariate(1 / chance.choice((0.0001, 0.01, 0.5, 3.0))), self.max_retries > 0)
+            lasts_s = (
+                chance.expovariate(1 / chance.choice((0.0001, 0.01, 0.5, 3.0))) if duration_s is None else duration_s
+            )
+            task = SimulatedTask(lasts_s, self.max_retries > 0)
+            task.submitted_at = self._world.clock.now
             self.tasks.append(task)
             if self.group.is_broken:
                 task.outcomes.append("broken")
@@ -315,7 +323,7 @@ class Driver:
 
     def settle(self) -> None:
         group = self.group
-        if not self._has_begun and self.links:
+        if not self._has_begun and self.links and not self._dialling:  # as a program: once all have answered
             self._has_begun = True
             group.refill()
         group.pump()
@@ -453,13 +461,16 @@ class Driver:
 
     def dial(self) -> None:
         for node_id in self.roster.to_dial():
+            self._dialling += 1
             self._world.clock.later(0.01 * self._world.chance.random(), partial(self._dialled, node_id))
 
     def _dialled(self, node_id: str) -> None:
+        self._dialling -= 1
         node = self._world.nodes.get(node_id)
         if node is None or node.is_dead or self._world.chance.random() < self._world.deafness:
             self.roster.unreachable(node_id)
             self._world.clock.later(limits.REDIAL_SECONDS, self.dial)
+            self.settle()
             return
         if not self.roster.linked(node_id):
             return
@@ -494,6 +505,7 @@ class World:
         self._epochs: dict[str, tuple[int, str, bool]] = {}  # what the head has on its disk
         self._given: dict[tuple[str, int], str] = {}
         self._heads = 0
+        self.head_messages = self.lists_given = 0  # renewals, and how often the head said which nodes there are
         self.head: Membership | None = None
         self.nodes: dict[str, Node] = {}
         self.connections: list[Connection] = []
@@ -538,6 +550,7 @@ class World:
 
     def listed(self) -> tuple[int, list[Any]]:
         assert self.head is not None
+        self.lists_given += 1
         return self.head.version, [
             (member.node_id, member.node_id, self.nodes[member.node_id].resources, member.state, member.is_draining)
             for member in self.head.here()
@@ -562,6 +575,8 @@ class World:
         self.nodes[node_id] = Node(self, node_id, self.chance.randrange(1, 4))
 
     def began(self, task: SimulatedTask) -> None:
+        if not task.begun:
+            task.delay_s = self.clock.now - task.submitted_at
         task.begun += 1
         assert task.may_repeat or task.begun == 1, "it must not run twice"
 
@@ -609,6 +624,11 @@ class World:
             self.chance.choice(self._faults)()
             self.clock.later(self.chance.expovariate(1 / 3), self._fault)
 
+    def mend(self) -> None:
+        """Nothing fails from now on."""
+        self.is_mended = True
+        self.deadliness = self.deafness = 0
+
     # -- a run -----------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
@@ -620,8 +640,7 @@ class World:
                 for driver in self.drivers:
                     driver.submit(self.chance.randrange(self._tasks // 10 + 1))
             self.clock.run_until(second + 1.0)
-        self.is_mended = True
-        self.deadliness = self.deafness = 0
+        self.mend()
         work_s = max(sum(task.duration_s for task in driver.tasks) / driver.group.size for driver in self.drivers)
         events = self.clock.run_until(self.clock.now + 300 + 2 * work_s)
         for driver in self.drivers:

@@ -139,6 +139,9 @@ class Group:
         self.away: list[Task] = []  # undecodable so far: the caller sees to it and resubmits or gives up
         self.lanes: list[Lane] = []
         self.open_lanes: deque[Lane] = deque()
+        self._deep: dict[
+            Lane, None
+        ] = {}  # had more than one task in flight when looked at last: all that have are here
         self.busy = 0  # lanes with something in flight that does not wait for other tasks
         self.blocked = 0  # lanes with something in flight that does
         self.has_priorities = False  # a task with another than the usual one has come
@@ -567,6 +570,7 @@ class Group:
         task.runner = lane
         self._unlist(lane)
         lane.inflight.append(task)
+        self._deep[lane] = None
         lane.bytes_inflight += task.size_bytes
         lane.is_busy = True
         self.busy += 1
@@ -654,6 +658,7 @@ class Group:
         task.runner = lane
         lane.next_sequence += 1
         lane.inflight.append(task)
+        self._deep[lane] = None
         lane.helps[task] = lane.waits
         lane.bytes_inflight += task.size_bytes
         self.effects.append(("help", lane, task))
@@ -676,11 +681,11 @@ class Group:
 
     def tick(self) -> None:
         """Called every STALL_SECONDS while `needs_tick`: take back what is stuck behind a long task."""
-        has_idle = self.busy < self.size and any(lane.state == OPEN and not lane.inflight for lane in self.lanes)
-        for lane in self.lanes:
+        deep = self._look_at_deep()
+        has_idle = bool(deep) and self.busy < self.size
+        has_idle = has_idle and any(lane.state == OPEN and not lane.inflight for lane in self.lanes)
+        for lane in deep:
             queued = len(lane.inflight) - 1
-            if queued < 1 or lane.waits:
-                continue
             if lane.finished == lane.finished_at_tick:
                 first = lane.inflight[0].sequence + 1
                 if not lane.revoked_from or first < lane.revoked_from:  # it was left some, and those are stuck now
@@ -692,7 +697,13 @@ class Group:
 
     @property
     def needs_tick(self) -> bool:
-        return any(len(lane.inflight) > 1 and not lane.waits for lane in self.lanes)
+        return bool(self._deep) and bool(self._look_at_deep())
+
+    def _look_at_deep(self) -> list[Lane]:
+        """Those that have something behind what they run. (A cluster may have thousands that have not.)"""
+        for lane in [lane for lane in self._deep if len(lane.inflight) < 2]:
+            del self._deep[lane]
+        return [lane for lane in self._deep if not lane.waits]
 
     def revocation_settled(self, lane: Lane, claimed: int) -> None:
         """At least the settling time after "revoke": what the worker has not claimed is ours again."""
@@ -821,6 +832,8 @@ class Group:
         lane.next_sequence = sequence
         lane.bytes_inflight = size
         lane.inflight.extend(batch)
+        if len(lane.inflight) > 1:
+            self._deep[lane] = None
         self.effects.append(("send", lane, batch))
         if lane.left is not None:
             lane.left -= len(batch)

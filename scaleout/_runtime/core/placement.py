@@ -22,10 +22,12 @@ class Room:
         """No: it is draining, or has been silent for a while, and gets nothing new where there is another."""
 
     def can_ever_fit(self, shape: Shape) -> bool:
-        return all(amount <= self.resources.get(name, 0) for name, amount in shape)
+        return not shape or all(amount <= self.resources.get(name, 0) for name, amount in shape)
 
     def fits(self, shape: Shape) -> bool:
-        return all(amount <= self.resources.get(name, 0) - self._held.get(name, 0) for name, amount in shape)
+        return not shape or all(
+            amount <= self.resources.get(name, 0) - self._held.get(name, 0) for name, amount in shape
+        )
 
     @property
     def load(self) -> float:
@@ -49,7 +51,12 @@ class Room:
 def choose(rooms: Iterable[Room], shape: Shape) -> Room | None:
     """Where so much is free; of several, the one with the fewest workers for its CPUs. If it is free nowhere, where it
     will be (what is held is given back); None if nowhere."""
-    able = [room for room in rooms if room.can_ever_fit(shape)]
-    able = [room for room in able if room.is_wanted] or able
-    free = [room for room in able if room.fits(shape)] or able
-    return min(free, key=lambda room: room.load, default=None)
+    best, of_best = None, (True, True, float("inf"))
+    for room in rooms:
+        if room.can_ever_fit(shape):
+            found = not room.is_wanted, not room.fits(shape), room.load
+            if best is None or found < of_best:
+                best, of_best = room, found
+                if found == (False, False, 0.0):
+                    break  # there is no better one
+    return best

@@ -123,12 +123,13 @@ class Encoder:
         from multiprocessing import context, reduction
 
         previous = context.get_spawning_popen()
-        context.set_spawning_popen(popen)  # of this thread
-        try:
+        try:  # first: a Ctrl-C that strikes as the call below returns must not leave it set
+            context.set_spawning_popen(popen)  # of this thread
             extra = dict(reduction.ForkingPickler._extra_reducers)  # type: ignore[attr-defined]
-            return self._encode_with(extra, obj)
+            encoded = self._encode_with(extra, obj)
         finally:
             context.set_spawning_popen(previous)
+        return encoded
 
     def needs_after_miss(self, stream: bytes, module_name: str) -> tuple[int, ...]:
         """A worker could not find a name of this module: what to send it so that it can load the same stream.
